@@ -1,0 +1,2 @@
+//! `bulkhead`: the daemon and its command line.
+fn main() {}

@@ -1,0 +1,101 @@
+//! How the daemon starts `bulkhead-vmm` and hands it descriptors.
+//!
+//! The process is started with a unix stream socket as its standard input. The first message on it is a
+//! [`Launch`] in JSON, sent with one `sendmsg` whose SCM_RIGHTS descriptors are those that [`LaunchDescriptor`]
+//! numbers. The process answers one line: `ok\n`, or `error: TEXT\n` before it exits. Nothing else passes there.
+//!
+//! Later descriptors (logs, image parts, volumes) go to the listening unix stream socket [`Launch::descriptor_socket`]:
+//! one `sendmsg` per connection with the token (1 to [`MAX_TOKEN`] bytes of UTF-8) and exactly one descriptor; the answer
+//! is `ok\n` or `error: TEXT\n`. A request of vmm.proto then names the token, which takes the descriptor; one that is
+//! never named is closed when its connection closes, so the sender keeps the connection until the request returned.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest descriptor token in bytes.
+pub const MAX_TOKEN: usize = 128;
+/// Longest launch message in bytes.
+pub const MAX_LAUNCH: usize = 64 * 1024;
+/// The version of vmm.proto and of this module.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Index into the descriptors that come with the launch message.
+pub type LaunchDescriptor = usize;
+
+/// What one pod's machine is made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launch {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub protocol_version: u32,
+    /// The pod sandbox's id, for messages.
+    pub sandbox_id: String,
+    /// Listening socket for vmm.proto, made by the process.
+    pub control_socket: PathBuf,
+    /// Listening socket for descriptors, made by the process.
+    pub descriptor_socket: PathBuf,
+    /// Listening socket for vsock connections from the host (`CONNECT port\n` answered by `OK port\n`).
+    pub vsock_socket: PathBuf,
+    /// Written (atomically, by rename) when the VM has ended: [`ExitRecord`] in JSON.
+    pub exit_file: PathBuf,
+    /// The guest's console and the monitor's own words; the process keeps it under 1 MiB.
+    pub console_file: PathBuf,
+    /// What runs the guest.
+    pub monitor: Monitor,
+    /// Guest kernel, an ELF `vmlinux` with PVH entry.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initramfs: PathBuf,
+    /// Appended to the kernel command line that the machine needs.
+    pub kernel_arguments: String,
+    /// Virtual CPUs, from 1.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Taps, in the order of the guest's virtio-net devices; opened with IFF_VNET_HDR.
+    pub taps: Vec<LaunchDescriptor>,
+    /// The pod's scratch drive, a raw file opened read-write.
+    pub scratch_drive: Option<LaunchDescriptor>,
+    /// Binary of the pod's file server; without it the guest gets no virtio-fs device.
+    pub file_server: Option<PathBuf>,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Monitor {
+    /// QEMU's microvm machine; this process serves its virtio devices by vhost-user.
+    Qemu {
+        /// The QEMU system emulator.
+        binary: PathBuf,
+        /// `-accel`: "kvm" or "tcg".
+        accelerator: String,
+    },
+}
+
+/// The last word of a pod's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// `ExitReason` of vmm.proto, as its number.
+    pub reason: i32,
+    /// For people: what ended it.
+    pub message: String,
+    /// Nanoseconds since 1970.
+    pub at_ns: i64,
+    /// Exits of containers that the agent had reported before.
+    pub containers: Vec<ContainerExitRecord>,
+}
+
+/// A container's end, as its agent reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerExitRecord {
+    /// The container's id.
+    pub id: String,
+    /// 0 to 255.
+    pub code: i32,
+    /// Killed for memory.
+    pub oom_killed: bool,
+    /// Nanoseconds since 1970, by the guest's clock.
+    pub finished_at_ns: i64,
+}

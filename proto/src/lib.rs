@@ -1,0 +1,51 @@
+//! The protocols of Bulkhead and the code generated from them; no logic.
+//!
+//! * [`cri`]: CRI v1 (gRPC), what the kubelet and crictl speak to the daemon.
+//! * [`agent`]: daemon to agent (ttrpc over vsock): containers in the guest.
+//! * [`vmm`]: daemon to `bulkhead-vmm` (ttrpc over a unix socket): the machine, its drives, logs and volumes.
+//! * [`stdio`]: framing of process streams between the agent and whoever reads them.
+//! * [`launch`]: what `bulkhead-vmm` is told when it is started, and how descriptors are handed to it.
+
+pub mod launch;
+pub mod stdio;
+
+/// CRI v1 of k8s.io/cri-api v0.37.2.
+#[cfg(feature = "cri")]
+#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[path = "gen/cri.rs"]
+pub mod cri;
+
+/// Messages of `protos/agent.proto`.
+#[cfg(feature = "agent")]
+#[path = "gen/agent.rs"]
+#[rustfmt::skip]
+pub mod agent;
+
+/// Client and server of `protos/agent.proto`.
+#[cfg(feature = "agent")]
+#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[path = "gen/agent_ttrpc.rs"]
+#[rustfmt::skip]
+pub mod agent_ttrpc;
+
+/// Messages of `protos/vmm.proto`.
+#[cfg(feature = "vmm")]
+#[path = "gen/vmm.rs"]
+#[rustfmt::skip]
+pub mod vmm;
+
+/// Client and server of `protos/vmm.proto`.
+#[cfg(feature = "vmm")]
+#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[path = "gen/vmm_ttrpc.rs"]
+#[rustfmt::skip]
+pub mod vmm_ttrpc;
+
+/// vsock port on which the agent serves [`agent`] (guest listens).
+pub const AGENT_RPC_PORT: u32 = 1024;
+/// vsock port on which the agent serves [`stdio`] connections (guest listens).
+pub const AGENT_STDIO_PORT: u32 = 1025;
+/// vsock port to which the agent connects once both of its ports listen (host listens).
+pub const AGENT_READY_PORT: u32 = 1026;
+/// The guest's vsock address.
+pub const GUEST_CID: u64 = 3;
