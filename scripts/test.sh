@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Every check that CI runs, one phase after the other, each with its duration.
+# A phase that the rest needs ends the run when it fails; after the others the run goes on, to tell all at once.
+source "$(dirname "$0")/lib.sh"
+
+cd "$repo"
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+summary=() failed=()
+
+# phase NAME COMMAND...: runs COMMAND, keeps a copy of its output for counting.
+phase() {
+    local name=$1 started=$SECONDS status=0 verdict=ok
+    shift
+    say "==> $name"
+    "$@" 2>&1 | tee "$results/$name" || status=$?
+    if [ "$status" -ne 0 ]; then
+        verdict=FAILED
+        failed+=("$name")
+    fi
+    summary+=("$(printf '%-10s %-6s %s' "$name" "$verdict" "$(spoken $((SECONDS - started)))")")
+    say "<== ${summary[-1]}"
+    return "$status"
+}
+
+# Sums the result lines of all test binaries.
+count() { cat "$results"/* | sed -n "s/^test result:.* \([0-9][0-9]*\) $1;.*/\1/p" | awk '{ sum += $1 } END { print sum + 0 }'; }
+
+finish() {
+    local skipped
+    skipped=$(cat "$results"/* | grep -c '^skipped: ' || true)
+    say ""
+    printf '%s\n' "${summary[@]}" >&2
+    echo "$(count passed) passed, $(count failed) failed, $(($(count ignored) + skipped)) skipped"
+    [ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
+}
+
+needed() { phase "$@" || { finish; exit 1; }; }
+
+export CARGO_TERM_PROGRESS_WHEN=never
+needed deps scripts/deps.sh
+phase tools scripts/tools.sh || true
+needed guest scripts/guest.sh
+needed build scripts/build.sh dev
+phase lint scripts/lint.sh || true
+phase units cargo test --workspace --exclude bulkhead-tests --no-fail-fast || true
+phase e2e scripts/e2e.sh || true
+finish
