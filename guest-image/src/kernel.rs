@@ -28,7 +28,7 @@ const RECIPE_VERSION: u32 = 1;
 
 const DISTRIBUTION_SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// Lines that `make` prints for this fragment, for the progress display.
-const USUAL_STEPS: usize = 1890;
+const USUAL_STEPS: usize = 1940;
 /// Lines of the compiler's output that an error message repeats.
 const TOLD_LINES: usize = 25;
 

@@ -10,6 +10,7 @@ mod kernel;
 mod progress;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -53,27 +54,26 @@ enum Artifact {
     Kernel,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Kernel => {
-            let recipe = kernel::Recipe::from_env()?;
-            println!("{}", recipe.build()?.display());
+            println!("{}", kernel::Recipe::from_env()?.build()?.display());
         }
-        Command::Initramfs {
-            agent,
-            output,
-            compression,
-        } => {
+        Command::Initramfs { agent, output, compression } => {
             let size = initramfs::write(&agent, &output, compression)?;
-            eprintln!(
-                "initramfs: {} ({} KiB)",
-                output.display(),
-                size.div_ceil(1024)
-            );
+            eprintln!("initramfs: {} ({} KiB)", output.display(), size.div_ceil(1024));
         }
-        Command::Path {
-            artifact: Artifact::Kernel,
-        } => {
+        Command::Path { artifact: Artifact::Kernel } => {
             println!("{}", kernel::Recipe::from_env()?.built()?.display());
         }
     }
