@@ -1,1 +1,4 @@
 //! placeholder
+
+pub mod devices;
+pub mod vhost_user;

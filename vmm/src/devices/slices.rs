@@ -1,0 +1,216 @@
+//! Scattered pieces of guest memory, and system calls that read or fill them without a copy of our own.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
+
+/// Most pieces one system call takes (IOV_MAX).
+const MAX_IOVECS: usize = 1024;
+
+/// Buffers in guest memory, in order. The guest may change their bytes at any time.
+#[derive(Debug, Default, Clone)]
+pub struct GuestSlices<'a> {
+    pieces: Vec<VolatileSlice<'a>>,
+    len: usize,
+}
+
+impl<'a> GuestSlices<'a> {
+    /// Appends a piece; empty ones vanish.
+    pub fn push(&mut self, piece: VolatileSlice<'a>) {
+        if !piece.is_empty() {
+            self.len += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    /// Bytes in all pieces.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The part from `start` of at most `len` bytes.
+    #[must_use]
+    pub fn range(&self, start: usize, len: usize) -> Self {
+        let mut result = Self::default();
+        let (mut skip, mut left) = (start, len);
+        for piece in &self.pieces {
+            if left == 0 {
+                break;
+            }
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let take = left.min(piece.len() - skip);
+            if let Ok(part) = piece.subslice(skip, take) {
+                result.push(part);
+                left -= take;
+            }
+            skip = 0;
+        }
+        result
+    }
+
+    /// Fills `out` from the start; false when there are fewer bytes.
+    #[must_use]
+    pub fn read_exact(&self, out: &mut [u8]) -> bool {
+        if out.len() > self.len {
+            return false;
+        }
+        let mut done = 0;
+        for piece in &self.pieces {
+            if done == out.len() {
+                break;
+            }
+            done += piece.copy_to(&mut out[done..]);
+        }
+        done == out.len()
+    }
+
+    /// Copies all of `data` to the start; false when it does not fit.
+    #[must_use]
+    pub fn write_all(&self, data: &[u8]) -> bool {
+        if data.len() > self.len {
+            return false;
+        }
+        let mut done = 0;
+        for piece in &self.pieces {
+            let take = piece.len().min(data.len() - done);
+            if take == 0 {
+                break;
+            }
+            piece.copy_from(&data[done..done + take]);
+            done += take;
+        }
+        true
+    }
+
+    /// Zeroes every byte.
+    pub fn zero(&self) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        for piece in &self.pieces {
+            let mut at = 0;
+            while at < piece.len() {
+                let take = ZEROS.len().min(piece.len() - at);
+                if let Ok(part) = piece.subslice(at, take) {
+                    part.copy_from(&ZEROS[..take]);
+                }
+                at += take;
+            }
+        }
+    }
+
+    /// Fills from the file at `offset`; what lies past its end becomes zeros.
+    pub fn read_from(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < self.len {
+            let position = file_position(offset, done)?;
+            let rest = self.range(done, self.len - done);
+            let got = rest.with_iovecs(|iovecs, count| {
+                // SAFETY: the iovecs describe guest memory that stays mapped while `self` borrows it; only the
+                // kernel writes there, and no Rust reference to those bytes exists.
+                unsafe { libc::preadv64(file.as_raw_fd(), iovecs, count, position) }
+            })?;
+            if got == 0 {
+                rest.zero();
+                return Ok(());
+            }
+            done += got;
+        }
+        Ok(())
+    }
+
+    /// Writes everything to the file at `offset`.
+    pub fn write_to(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < self.len {
+            let position = file_position(offset, done)?;
+            let rest = self.range(done, self.len - done);
+            let put = rest.with_iovecs(|iovecs, count| {
+                // SAFETY: the iovecs describe guest memory that stays mapped while `self` borrows it; the kernel
+                // only reads it.
+                unsafe { libc::pwritev64(file.as_raw_fd(), iovecs, count, position) }
+            })?;
+            if put == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            done += put;
+        }
+        Ok(())
+    }
+
+    /// One `recvmsg` that never waits; 0 at the peer's end of stream.
+    pub fn receive(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_iovecs(|iovecs, count| {
+            let message = message_header(iovecs, count);
+            let mut message = message;
+            // SAFETY: `message` names no address and no control buffer; its iovecs describe guest memory that stays
+            // mapped while `self` borrows it, written by the kernel alone.
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        })
+    }
+
+    /// One `sendmsg` that never waits and raises no SIGPIPE; the bytes the socket took.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_iovecs(|iovecs, count| {
+            let message = message_header(iovecs, count);
+            // SAFETY: as for `receive`; the kernel only reads the bytes.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) }
+        })
+    }
+
+    /// Runs a system call over the first pieces, again when a signal interrupts it.
+    fn with_iovecs(&self, mut call: impl FnMut(*const libc::iovec, i32) -> libc::ssize_t) -> io::Result<usize> {
+        let pieces = &self.pieces[..self.pieces.len().min(MAX_IOVECS)];
+        let guards: Vec<_> = pieces.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let iovecs: Vec<libc::iovec> = guards
+            .iter()
+            .map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() })
+            .collect();
+        loop {
+            match usize::try_from(call(iovecs.as_ptr(), iovecs.len() as i32)) {
+                Ok(count) => return Ok(count),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<'a> From<VolatileSlice<'a>> for GuestSlices<'a> {
+    fn from(piece: VolatileSlice<'a>) -> Self {
+        let mut slices = Self::default();
+        slices.push(piece);
+        slices
+    }
+}
+
+/// `offset + done` as the kernel's signed offset.
+fn file_position(offset: u64, done: usize) -> io::Result<i64> {
+    offset
+        .checked_add(done as u64)
+        .and_then(|position| i64::try_from(position).ok())
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// A message of these iovecs and nothing else.
+fn message_header(iovecs: *const libc::iovec, count: i32) -> libc::msghdr {
+    // SAFETY: all zeros is a valid `msghdr`: no name, no data, no control message.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iovecs.cast_mut();
+    message.msg_iovlen = count.unsigned_abs() as usize;
+    message
+}
