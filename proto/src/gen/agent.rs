@@ -141,6 +141,8 @@ pub struct InfoResponse {
     pub cpus_online: u32,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.InfoResponse.boot_us)
     pub boot_us: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InfoResponse.cgroup_controllers)
+    pub cgroup_controllers: ::std::vec::Vec<::std::string::String>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.InfoResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -158,7 +160,7 @@ impl InfoResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(5);
+        let mut fields = ::std::vec::Vec::with_capacity(6);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "agent_version",
@@ -184,6 +186,11 @@ impl InfoResponse {
             "boot_us",
             |m: &InfoResponse| { &m.boot_us },
             |m: &mut InfoResponse| { &mut m.boot_us },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "cgroup_controllers",
+            |m: &InfoResponse| { &m.cgroup_controllers },
+            |m: &mut InfoResponse| { &mut m.cgroup_controllers },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<InfoResponse>(
             "InfoResponse",
@@ -218,6 +225,9 @@ impl ::protobuf::Message for InfoResponse {
                 40 => {
                     self.boot_us = is.read_uint64()?;
                 },
+                50 => {
+                    self.cgroup_controllers.push(is.read_string()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -245,6 +255,9 @@ impl ::protobuf::Message for InfoResponse {
         if self.boot_us != 0 {
             my_size += ::protobuf::rt::uint64_size(5, self.boot_us);
         }
+        for value in &self.cgroup_controllers {
+            my_size += ::protobuf::rt::string_size(6, &value);
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -266,6 +279,9 @@ impl ::protobuf::Message for InfoResponse {
         if self.boot_us != 0 {
             os.write_uint64(5, self.boot_us)?;
         }
+        for v in &self.cgroup_controllers {
+            os.write_string(6, &v)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -288,6 +304,7 @@ impl ::protobuf::Message for InfoResponse {
         self.memory_total_bytes = 0;
         self.cpus_online = 0;
         self.boot_us = 0;
+        self.cgroup_controllers.clear();
         self.special_fields.clear();
     }
 
@@ -298,6 +315,7 @@ impl ::protobuf::Message for InfoResponse {
             memory_total_bytes: 0,
             cpus_online: 0,
             boot_us: 0,
+            cgroup_controllers: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -4302,6 +4320,8 @@ pub struct CreateContainerResponse {
     // message fields
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CreateContainerResponse.pid)
     pub pid: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CreateContainerResponse.warnings)
+    pub warnings: ::std::vec::Vec<::std::string::String>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.CreateContainerResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -4319,12 +4339,17 @@ impl CreateContainerResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut fields = ::std::vec::Vec::with_capacity(2);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "pid",
             |m: &CreateContainerResponse| { &m.pid },
             |m: &mut CreateContainerResponse| { &mut m.pid },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "warnings",
+            |m: &CreateContainerResponse| { &m.warnings },
+            |m: &mut CreateContainerResponse| { &mut m.warnings },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<CreateContainerResponse>(
             "CreateContainerResponse",
@@ -4347,6 +4372,9 @@ impl ::protobuf::Message for CreateContainerResponse {
                 8 => {
                     self.pid = is.read_uint32()?;
                 },
+                18 => {
+                    self.warnings.push(is.read_string()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -4362,6 +4390,9 @@ impl ::protobuf::Message for CreateContainerResponse {
         if self.pid != 0 {
             my_size += ::protobuf::rt::uint32_size(1, self.pid);
         }
+        for value in &self.warnings {
+            my_size += ::protobuf::rt::string_size(2, &value);
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -4371,6 +4402,9 @@ impl ::protobuf::Message for CreateContainerResponse {
         if self.pid != 0 {
             os.write_uint32(1, self.pid)?;
         }
+        for v in &self.warnings {
+            os.write_string(2, &v)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -4389,12 +4423,14 @@ impl ::protobuf::Message for CreateContainerResponse {
 
     fn clear(&mut self) {
         self.pid = 0;
+        self.warnings.clear();
         self.special_fields.clear();
     }
 
     fn default_instance() -> &'static CreateContainerResponse {
         static instance: CreateContainerResponse = CreateContainerResponse {
             pid: 0,
+            warnings: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -8094,14 +8130,15 @@ impl PidMode {
 }
 
 static file_descriptor_proto_data: &'static [u8] = b"\
-    \n\x0bagent.proto\x12\x11bulkhead.agent.v1\"\r\n\x0bInfoRequest\"\xc2\
+    \n\x0bagent.proto\x12\x11bulkhead.agent.v1\"\r\n\x0bInfoRequest\"\xf1\
     \x01\n\x0cInfoResponse\x12#\n\ragent_version\x18\x01\x20\x01(\tR\x0cagen\
     tVersion\x12%\n\x0ekernel_release\x18\x02\x20\x01(\tR\rkernelRelease\x12\
     ,\n\x12memory_total_bytes\x18\x03\x20\x01(\x04R\x10memoryTotalBytes\x12\
     \x1f\n\x0bcpus_online\x18\x04\x20\x01(\rR\ncpusOnline\x12\x17\n\x07boot_\
-    us\x18\x05\x20\x01(\x04R\x06bootUs\"\xa1\x04\n\x17ConfigureSandboxReques\
-    t\x12\x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08host\
-    name\x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\
+    us\x18\x05\x20\x01(\x04R\x06bootUs\x12-\n\x12cgroup_controllers\x18\x06\
+    \x20\x03(\tR\x11cgroupControllers\"\xa1\x04\n\x17ConfigureSandboxRequest\
+    \x12\x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08hostn\
+    ame\x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\
     \x0b2\x1c.bulkhead.agent.v1.InterfaceR\ninterfaces\x120\n\x06routes\x18\
     \x04\x20\x03(\x0b2\x18.bulkhead.agent.v1.RouteR\x06routes\x12<\n\nneighb\
     ours\x18\x05\x20\x03(\x0b2\x1c.bulkhead.agent.v1.NeighbourR\nneighbours\
@@ -8193,87 +8230,88 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x18\n\x20\x03(\x0b2\x19.bulkhead.agent.v1.DeviceR\x07devices\x12\x1e\n\
     \nprivileged\x18\x0b\x20\x01(\x08R\nprivileged\"N\n\x16CreateContainerRe\
     quest\x124\n\x04spec\x18\x01\x20\x01(\x0b2\x20.bulkhead.agent.v1.Contain\
-    erSpecR\x04spec\"+\n\x17CreateContainerResponse\x12\x10\n\x03pid\x18\x01\
-    \x20\x01(\rR\x03pid\":\n\x15StartContainerRequest\x12!\n\x0ccontainer_id\
-    \x18\x01\x20\x01(\tR\x0bcontainerId\"<\n\x16StartContainerResponse\x12\"\
-    \n\rstarted_at_ns\x18\x01\x20\x01(\x03R\x0bstartedAtNs\";\n\x16RemoveCon\
-    tainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\
-    \"\x19\n\x17RemoveContainerResponse\"w\n\x16UpdateContainerRequest\x12!\
-    \n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12:\n\tresources\
-    \x18\x02\x20\x01(\x0b2\x1c.bulkhead.agent.v1.ResourcesR\tresources\"\x19\
-    \n\x17UpdateContainerResponse\"\x86\x01\n\x12ExecProcessRequest\x12!\n\
-    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\
-    \x18\x02\x20\x01(\tR\x06execId\x124\n\x07process\x18\x03\x20\x01(\x0b2\
-    \x1a.bulkhead.agent.v1.ProcessR\x07process\"'\n\x13ExecProcessResponse\
-    \x12\x10\n\x03pid\x18\x01\x20\x01(\rR\x03pid\"|\n\x14SignalProcessReques\
+    erSpecR\x04spec\"G\n\x17CreateContainerResponse\x12\x10\n\x03pid\x18\x01\
+    \x20\x01(\rR\x03pid\x12\x1a\n\x08warnings\x18\x02\x20\x03(\tR\x08warning\
+    s\":\n\x15StartContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\
+    \tR\x0bcontainerId\"<\n\x16StartContainerResponse\x12\"\n\rstarted_at_ns\
+    \x18\x01\x20\x01(\x03R\x0bstartedAtNs\";\n\x16RemoveContainerRequest\x12\
+    !\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\"\x19\n\x17Remove\
+    ContainerResponse\"w\n\x16UpdateContainerRequest\x12!\n\x0ccontainer_id\
+    \x18\x01\x20\x01(\tR\x0bcontainerId\x12:\n\tresources\x18\x02\x20\x01(\
+    \x0b2\x1c.bulkhead.agent.v1.ResourcesR\tresources\"\x19\n\x17UpdateConta\
+    inerResponse\"\x86\x01\n\x12ExecProcessRequest\x12!\n\x0ccontainer_id\
+    \x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01\
+    (\tR\x06execId\x124\n\x07process\x18\x03\x20\x01(\x0b2\x1a.bulkhead.agen\
+    t.v1.ProcessR\x07process\"'\n\x13ExecProcessResponse\x12\x10\n\x03pid\
+    \x18\x01\x20\x01(\rR\x03pid\"|\n\x14SignalProcessRequest\x12!\n\x0cconta\
+    iner_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\
+    \x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x03\x20\x01(\rR\x06signal\
+    \x12\x10\n\x03all\x18\x04\x20\x01(\x08R\x03all\"\x17\n\x15SignalProcessR\
+    esponse\"P\n\x12WaitProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
+    \x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06exec\
+    Id\"L\n\x13WaitProcessResponse\x125\n\x06status\x18\x01\x20\x01(\x0b2\
+    \x1d.bulkhead.agent.v1.ExitStatusR\x06status\"R\n\x14RemoveProcessReques\
     t\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
-    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x03\
-    \x20\x01(\rR\x06signal\x12\x10\n\x03all\x18\x04\x20\x01(\x08R\x03all\"\
-    \x17\n\x15SignalProcessResponse\"P\n\x12WaitProcessRequest\x12!\n\x0ccon\
-    tainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\
-    \x02\x20\x01(\tR\x06execId\"L\n\x13WaitProcessResponse\x125\n\x06status\
-    \x18\x01\x20\x01(\x0b2\x1d.bulkhead.agent.v1.ExitStatusR\x06status\"R\n\
-    \x14RemoveProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bc\
-    ontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"\x17\n\
-    \x15RemoveProcessResponse\"\x81\x01\n\x15ResizeTerminalRequest\x12!\n\
-    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\
-    \x18\x02\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04\
-    rows\x12\x18\n\x07columns\x18\x04\x20\x01(\rR\x07columns\"\x18\n\x16Resi\
-    zeTerminalResponse\"e\n\nExitStatus\x12\x12\n\x04code\x18\x01\x20\x01(\
-    \x05R\x04code\x12\x1d\n\noom_killed\x18\x02\x20\x01(\x08R\toomKilled\x12\
-    $\n\x0efinished_at_ns\x18\x03\x20\x01(\x03R\x0cfinishedAtNs\"3\n\x0cStat\
-    sRequest\x12#\n\rcontainer_ids\x18\x01\x20\x03(\tR\x0ccontainerIds\"\xc7\
-    \x01\n\rStatsResponse\x12A\n\ncontainers\x18\x01\x20\x03(\x0b2!.bulkhead\
-    .agent.v1.ContainerStatsR\ncontainers\x12A\n\ninterfaces\x18\x02\x20\x03\
-    (\x0b2!.bulkhead.agent.v1.InterfaceStatsR\ninterfaces\x120\n\x03pod\x18\
-    \x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\x03pod\"\xc5\x01\n\
-    \x0eContainerStats\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontain\
-    erId\x126\n\x06cgroup\x18\x02\x20\x01(\x0b2\x1e.bulkhead.agent.v1.Cgroup\
-    StatsR\x06cgroup\x12*\n\x11rootfs_used_bytes\x18\x03\x20\x01(\x04R\x0fro\
-    otfsUsedBytes\x12,\n\x12rootfs_used_inodes\x18\x04\x20\x01(\x04R\x10root\
-    fsUsedInodes\"\xc5\x03\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\
-    \x20\x01(\x03R\x0btimestampNs\x12\x20\n\x0ccpu_usage_ns\x18\x02\x20\x01(\
-    \x04R\ncpuUsageNs\x12,\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04R\x10\
-    memoryUsageBytes\x127\n\x18memory_working_set_bytes\x18\x04\x20\x01(\x04\
-    R\x15memoryWorkingSetBytes\x12(\n\x10memory_rss_bytes\x18\x05\x20\x01(\
-    \x04R\x0ememoryRssBytes\x12,\n\x12memory_page_faults\x18\x06\x20\x01(\
-    \x04R\x10memoryPageFaults\x127\n\x18memory_major_page_faults\x18\x07\x20\
-    \x01(\x04R\x15memoryMajorPageFaults\x12,\n\x12memory_limit_bytes\x18\x08\
-    \x20\x01(\x04R\x10memoryLimitBytes\x12(\n\x10swap_usage_bytes\x18\t\x20\
-    \x01(\x04R\x0eswapUsageBytes\x12!\n\x0cpids_current\x18\n\x20\x01(\x04R\
-    \x0bpidsCurrent\"\x94\x01\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\
-    \x20\x01(\tR\x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBy\
-    tes\x12\x1b\n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08\
-    tx_bytes\x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\
-    \x20\x01(\x04R\x08txErrors\"\x11\n\x0fShutdownRequest\"\x12\n\x10Shutdow\
-    nResponse\"x\n\nStdioHello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
-    \x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\
-    \x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\
-    \x18\x04\x20\x01(\x08R\x05stdin*U\n\x0bPropagation\x12\x17\n\x13PROPAGAT\
-    ION_PRIVATE\x10\0\x12\x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PR\
-    OPAGATION_SHARED\x10\x02*[\n\x07PidMode\x12\x16\n\x12PID_MODE_CONTAINER\
-    \x10\0\x12\x10\n\x0cPID_MODE_POD\x10\x01\x12\x11\n\rPID_MODE_NODE\x10\
-    \x02\x12\x13\n\x0fPID_MODE_TARGET\x10\x032\xee\t\n\x05Agent\x12G\n\x04In\
-    fo\x12\x1e.bulkhead.agent.v1.InfoRequest\x1a\x1f.bulkhead.agent.v1.InfoR\
-    esponse\x12k\n\x10ConfigureSandbox\x12*.bulkhead.agent.v1.ConfigureSandb\
-    oxRequest\x1a+.bulkhead.agent.v1.ConfigureSandboxResponse\x12h\n\x0fCrea\
-    teContainer\x12).bulkhead.agent.v1.CreateContainerRequest\x1a*.bulkhead.\
-    agent.v1.CreateContainerResponse\x12e\n\x0eStartContainer\x12(.bulkhead.\
-    agent.v1.StartContainerRequest\x1a).bulkhead.agent.v1.StartContainerResp\
-    onse\x12h\n\x0fRemoveContainer\x12).bulkhead.agent.v1.RemoveContainerReq\
-    uest\x1a*.bulkhead.agent.v1.RemoveContainerResponse\x12h\n\x0fUpdateCont\
-    ainer\x12).bulkhead.agent.v1.UpdateContainerRequest\x1a*.bulkhead.agent.\
-    v1.UpdateContainerResponse\x12\\\n\x0bExecProcess\x12%.bulkhead.agent.v1\
-    .ExecProcessRequest\x1a&.bulkhead.agent.v1.ExecProcessResponse\x12b\n\rS\
-    ignalProcess\x12'.bulkhead.agent.v1.SignalProcessRequest\x1a(.bulkhead.a\
-    gent.v1.SignalProcessResponse\x12\\\n\x0bWaitProcess\x12%.bulkhead.agent\
-    .v1.WaitProcessRequest\x1a&.bulkhead.agent.v1.WaitProcessResponse\x12b\n\
-    \rRemoveProcess\x12'.bulkhead.agent.v1.RemoveProcessRequest\x1a(.bulkhea\
-    d.agent.v1.RemoveProcessResponse\x12e\n\x0eResizeTerminal\x12(.bulkhead.\
-    agent.v1.ResizeTerminalRequest\x1a).bulkhead.agent.v1.ResizeTerminalResp\
-    onse\x12J\n\x05Stats\x12\x1f.bulkhead.agent.v1.StatsRequest\x1a\x20.bulk\
-    head.agent.v1.StatsResponse\x12S\n\x08Shutdown\x12\".bulkhead.agent.v1.S\
-    hutdownRequest\x1a#.bulkhead.agent.v1.ShutdownResponseb\x06proto3\
+    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\"\x17\n\x15RemoveProcessRespon\
+    se\"\x81\x01\n\x15ResizeTerminalRequest\x12!\n\x0ccontainer_id\x18\x01\
+    \x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06\
+    execId\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04rows\x12\x18\n\x07column\
+    s\x18\x04\x20\x01(\rR\x07columns\"\x18\n\x16ResizeTerminalResponse\"e\n\
+    \nExitStatus\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x1d\n\n\
+    oom_killed\x18\x02\x20\x01(\x08R\toomKilled\x12$\n\x0efinished_at_ns\x18\
+    \x03\x20\x01(\x03R\x0cfinishedAtNs\"3\n\x0cStatsRequest\x12#\n\rcontaine\
+    r_ids\x18\x01\x20\x03(\tR\x0ccontainerIds\"\xc7\x01\n\rStatsResponse\x12\
+    A\n\ncontainers\x18\x01\x20\x03(\x0b2!.bulkhead.agent.v1.ContainerStatsR\
+    \ncontainers\x12A\n\ninterfaces\x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1\
+    .InterfaceStatsR\ninterfaces\x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bul\
+    khead.agent.v1.CgroupStatsR\x03pod\"\xc5\x01\n\x0eContainerStats\x12!\n\
+    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\
+    \x02\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\x06cgroup\x12*\n\
+    \x11rootfs_used_bytes\x18\x03\x20\x01(\x04R\x0frootfsUsedBytes\x12,\n\
+    \x12rootfs_used_inodes\x18\x04\x20\x01(\x04R\x10rootfsUsedInodes\"\xc5\
+    \x03\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\x20\x01(\x03R\x0bti\
+    mestampNs\x12\x20\n\x0ccpu_usage_ns\x18\x02\x20\x01(\x04R\ncpuUsageNs\
+    \x12,\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04R\x10memoryUsageBytes\
+    \x127\n\x18memory_working_set_bytes\x18\x04\x20\x01(\x04R\x15memoryWorki\
+    ngSetBytes\x12(\n\x10memory_rss_bytes\x18\x05\x20\x01(\x04R\x0ememoryRss\
+    Bytes\x12,\n\x12memory_page_faults\x18\x06\x20\x01(\x04R\x10memoryPageFa\
+    ults\x127\n\x18memory_major_page_faults\x18\x07\x20\x01(\x04R\x15memoryM\
+    ajorPageFaults\x12,\n\x12memory_limit_bytes\x18\x08\x20\x01(\x04R\x10mem\
+    oryLimitBytes\x12(\n\x10swap_usage_bytes\x18\t\x20\x01(\x04R\x0eswapUsag\
+    eBytes\x12!\n\x0cpids_current\x18\n\x20\x01(\x04R\x0bpidsCurrent\"\x94\
+    \x01\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\
+    \x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1b\n\trx_er\
+    rors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08tx_bytes\x18\x04\x20\
+    \x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\x20\x01(\x04R\x08txEr\
+    rors\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse\"x\n\nStdioH\
+    ello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
+    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x18\n\x07primary\x18\x03\
+    \x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\x18\x04\x20\x01(\x08R\x05st\
+    din*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\0\x12\x15\n\
+    \x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARED\x10\x02*[\
+    \n\x07PidMode\x12\x16\n\x12PID_MODE_CONTAINER\x10\0\x12\x10\n\x0cPID_MOD\
+    E_POD\x10\x01\x12\x11\n\rPID_MODE_NODE\x10\x02\x12\x13\n\x0fPID_MODE_TAR\
+    GET\x10\x032\xee\t\n\x05Agent\x12G\n\x04Info\x12\x1e.bulkhead.agent.v1.I\
+    nfoRequest\x1a\x1f.bulkhead.agent.v1.InfoResponse\x12k\n\x10ConfigureSan\
+    dbox\x12*.bulkhead.agent.v1.ConfigureSandboxRequest\x1a+.bulkhead.agent.\
+    v1.ConfigureSandboxResponse\x12h\n\x0fCreateContainer\x12).bulkhead.agen\
+    t.v1.CreateContainerRequest\x1a*.bulkhead.agent.v1.CreateContainerRespon\
+    se\x12e\n\x0eStartContainer\x12(.bulkhead.agent.v1.StartContainerRequest\
+    \x1a).bulkhead.agent.v1.StartContainerResponse\x12h\n\x0fRemoveContainer\
+    \x12).bulkhead.agent.v1.RemoveContainerRequest\x1a*.bulkhead.agent.v1.Re\
+    moveContainerResponse\x12h\n\x0fUpdateContainer\x12).bulkhead.agent.v1.U\
+    pdateContainerRequest\x1a*.bulkhead.agent.v1.UpdateContainerResponse\x12\
+    \\\n\x0bExecProcess\x12%.bulkhead.agent.v1.ExecProcessRequest\x1a&.bulkh\
+    ead.agent.v1.ExecProcessResponse\x12b\n\rSignalProcess\x12'.bulkhead.age\
+    nt.v1.SignalProcessRequest\x1a(.bulkhead.agent.v1.SignalProcessResponse\
+    \x12\\\n\x0bWaitProcess\x12%.bulkhead.agent.v1.WaitProcessRequest\x1a&.b\
+    ulkhead.agent.v1.WaitProcessResponse\x12b\n\rRemoveProcess\x12'.bulkhead\
+    .agent.v1.RemoveProcessRequest\x1a(.bulkhead.agent.v1.RemoveProcessRespo\
+    nse\x12e\n\x0eResizeTerminal\x12(.bulkhead.agent.v1.ResizeTerminalReques\
+    t\x1a).bulkhead.agent.v1.ResizeTerminalResponse\x12J\n\x05Stats\x12\x1f.\
+    bulkhead.agent.v1.StatsRequest\x1a\x20.bulkhead.agent.v1.StatsResponse\
+    \x12S\n\x08Shutdown\x12\".bulkhead.agent.v1.ShutdownRequest\x1a#.bulkhea\
+    d.agent.v1.ShutdownResponseb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
