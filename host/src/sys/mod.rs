@@ -1,0 +1,20 @@
+//! What the daemon asks of the kernel directly. With [`crate::check`]'s KVM self-test this is the crate's whole
+//! index of unsafe code: only modules that say `allow(unsafe_code)` contain any.
+//!
+//! * [`netns`]: network namespaces that outlive the daemon, and running code inside one.
+//! * [`tap`]: tap devices (unsafe: ioctls of /dev/net/tun).
+//! * [`mounts`]: detached mounts for volumes (unsafe: `mount_setattr`).
+//! * [`descriptors`]: descriptors over unix sockets.
+//! * [`process`]: processes by pidfd (unsafe: registration with tokio).
+//! * [`lock`]: one daemon per root directory.
+//! * [`cgroup`]: a pod's cgroup in the v2 hierarchy.
+//! * [`host`]: facts of this boot.
+
+pub mod cgroup;
+pub mod descriptors;
+pub mod host;
+pub mod lock;
+pub mod mounts;
+pub mod netns;
+pub mod process;
+pub mod tap;

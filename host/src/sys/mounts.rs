@@ -1,0 +1,83 @@
+//! Detached mounts: a volume is cloned from the host's mount tree, restricted, and handed over as a descriptor.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// A host path could not be turned into a detached mount.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// `open_tree`.
+    #[error("cannot clone the mount at {path}")]
+    Clone {
+        /// The host path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `mount_setattr`.
+    #[error("cannot set {attributes} on the clone of the mount at {path}")]
+    SetAttributes {
+        /// The host path.
+        path: PathBuf,
+        /// What was asked for.
+        attributes: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// How a volume's clone may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// As the mount it was cloned from.
+    ReadWrite,
+    /// The mount itself is read-only; mounts below it keep what they are.
+    ReadOnly,
+    /// Every mount in the tree is read-only.
+    RecursiveReadOnly,
+}
+
+/// Clones the tree at `path`, with every mount below it, into a detached mount. Symbolic links are followed; files can
+/// be cloned like directories. Every mount in the clone is nosuid and nodev, and receives mounts made on the host later
+/// but sends none back (slave).
+///
+/// # Errors
+/// When the path does not exist or the kernel refuses (CAP_SYS_ADMIN is needed).
+pub fn clone_tree(path: &Path, access: Access) -> Result<OwnedFd, MountError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, path, flags)
+        .map_err(|e| MountError::Clone { path: path.to_owned(), source: e.into() })?;
+    let failed = |attributes, source| MountError::SetAttributes { path: path.to_owned(), attributes, source };
+    let common = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    set_attributes(&tree, common, libc::MS_SLAVE, true).map_err(|e| failed("nosuid and nodev", e))?;
+    if access != Access::ReadWrite {
+        let recursive = access == Access::RecursiveReadOnly;
+        set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0, recursive).map_err(|e| failed("read-only", e))?;
+    }
+    Ok(tree)
+}
+
+fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is open; the path is a NUL-terminated literal; the kernel reads `size_of::<mount_attr>()`
+    // bytes from `attributes`, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
