@@ -7,4 +7,4 @@ source "$repo/scripts/environment.sh"
 cd "$repo"
 environment dev
 [ "$(id -u)" = 0 ] || die "the end-to-end suites make namespaces, mounts and devices; run them as root"
-exec cargo test -p bulkhead-tests -- "$@"
+exec cargo test -p bulkhead-tests --no-fail-fast -- "$@"

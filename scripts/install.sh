@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
-# Installs what `make build guest` built. DESTDIR is put before every path, for packagers.
+# Installs what `make build guest` built below PREFIX. DESTDIR is put before every path, for packagers.
 source "$(dirname "$0")/lib.sh"
 
-prefix=${DESTDIR:-}${PREFIX:-/usr/local}
+prefix=${PREFIX:-/usr/local}
+into=${DESTDIR:-}$prefix
 programs=$(cargo_dir "${PROFILE:-release}")
-install -d "$prefix/bin" "$prefix/libexec/bulkhead" "$prefix/share/bulkhead"
-install -m 0755 "$programs/bulkhead" "$prefix/bin/"
-install -m 0755 "$programs/bulkhead-vmm" "$prefix/libexec/bulkhead/"
-install -m 0755 "$target/x86_64-unknown-linux-gnu/agent/bulkhead-agent" "$prefix/libexec/bulkhead/"
-install -m 0644 "$target/guest/vmlinux" "$target/guest/initramfs" "$prefix/share/bulkhead/"
-say "install: below $prefix"
+
+install -d "$into/bin" "$into/lib/bulkhead"
+# The daemon looks for the others beside itself.
+find "$programs" -maxdepth 1 -type f -executable -name 'bulkhead*' ! -name '*guest-image*' -exec install -m 0755 -t "$into/bin" {} +
+install -m 0755 "$target/x86_64-unknown-linux-gnu/agent/bulkhead-agent" "$into/lib/bulkhead/"
+install -m 0644 "$target/guest/vmlinux" "$target/guest/initramfs" "$into/lib/bulkhead/"
+
+if [ "$prefix" != /usr ]; then
+    # The built-in default is /usr/lib/bulkhead.
+    install -d "${DESTDIR:-}/etc/bulkhead/config.d"
+    cat >"${DESTDIR:-}/etc/bulkhead/config.d/00-install.toml" <<TOML
+[guest]
+kernel = "$prefix/lib/bulkhead/vmlinux"
+initramfs = "$prefix/lib/bulkhead/initramfs"
+TOML
+fi
+say "install: below $into"

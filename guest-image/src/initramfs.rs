@@ -24,10 +24,14 @@ const DIRECTORIES: [(&str, u32); 6] = [
 /// How the archive is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Compression {
+    /// The one that boots fastest of those that fit: none, else zstd
+    #[default]
+    Auto,
     /// Nothing to unpack, the most bytes to load
     None,
+    /// Slowest to unpack
     Gzip,
-    #[default]
+    /// The fewest bytes
     Zstd,
 }
 
@@ -91,7 +95,8 @@ fn pack(program: &[u8]) -> Result<Vec<u8>, CpioError> {
 
 fn compress(archive: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     match compression {
-        Compression::None => Ok(archive.to_vec()),
+        Compression::Auto if archive.len() > MAX_BYTES => compress(archive, Compression::Zstd),
+        Compression::Auto | Compression::None => Ok(archive.to_vec()),
         Compression::Gzip => {
             let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::best());
             encoder.write_all(archive)?;
@@ -196,6 +201,17 @@ mod tests {
         )
         .unwrap();
         assert_eq!(unpacked, archive);
+    }
+
+    #[test]
+    fn only_what_does_not_fit_is_compressed() {
+        let small = vec![0; MAX_BYTES];
+        assert_eq!(
+            compress(&small, Compression::Auto).unwrap().len(),
+            MAX_BYTES
+        );
+        let large = vec![0; MAX_BYTES + 1];
+        assert!(compress(&large, Compression::Auto).unwrap().len() < 100_000);
     }
 
     #[test]

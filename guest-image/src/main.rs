@@ -69,11 +69,21 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Kernel => {
             println!("{}", kernel::Recipe::from_env()?.build()?.display());
         }
-        Command::Initramfs { agent, output, compression } => {
+        Command::Initramfs {
+            agent,
+            output,
+            compression,
+        } => {
             let size = initramfs::write(&agent, &output, compression)?;
-            eprintln!("initramfs: {} ({} KiB)", output.display(), size.div_ceil(1024));
+            eprintln!(
+                "initramfs: {} ({} KiB)",
+                output.display(),
+                size.div_ceil(1024)
+            );
         }
-        Command::Path { artifact: Artifact::Kernel } => {
+        Command::Path {
+            artifact: Artifact::Kernel,
+        } => {
             println!("{}", kernel::Recipe::from_env()?.built()?.display());
         }
     }
