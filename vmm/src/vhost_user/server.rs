@@ -38,6 +38,9 @@ pub(super) trait Adapter: VhostUserBackend<Bitmap = (), Vring = VringMutex<Share
 
     /// The front end is gone, and no worker runs any more.
     fn close(&self);
+
+    /// After `close`: delivers what the guest had sent, for as long as that may take.
+    fn drain(&self) {}
 }
 
 /// A device that is being served.
@@ -97,6 +100,7 @@ where
             run(&thread_name, daemon, listener);
             adapter.close();
             let _ = closed.send(true);
+            adapter.drain();
         })
         .map_err(|error| failed(error.to_string()))?;
     Ok(ServerHandle { name: name.to_owned(), thread: Some(thread), listener: own_listener, stopping, disconnected })

@@ -3,12 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::{mpsc, oneshot};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Connections that wait in a listener's channel before the guest is refused.
 const BACKLOG: usize = 128;
@@ -47,7 +48,7 @@ pub(super) struct Shared {
     requests: Mutex<VecDeque<ConnectRequest>>,
     listeners: Mutex<HashMap<u32, mpsc::Sender<UnixStream>>>,
     /// Readable when `requests` has news for the device.
-    pub wake: EventFd,
+    pub wake: OwnedFd,
     pub gone: AtomicBool,
     pub counters: VsockCounters,
 }
@@ -57,10 +58,15 @@ impl Shared {
         Ok(Self {
             requests: Mutex::default(),
             listeners: Mutex::default(),
-            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             gone: AtomicBool::new(false),
             counters: VsockCounters::default(),
         })
+    }
+
+    /// Before requests are taken: whatever comes later makes `wake` readable again.
+    pub fn clear_wake(&self) {
+        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
     }
 
     /// The oldest request.
@@ -134,7 +140,7 @@ impl VsockHandle {
             self.shared.close();
         }
         // An eventfd refuses a write only when its counter is full, and then it is readable anyway.
-        let _ = self.shared.wake.write(1);
+        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
         answer
     }
 

@@ -6,11 +6,26 @@
 //!  guest listener <----------- [ rx queue ]  <-- `CONNECT P\n` --  client of unix socket `<listen path>`
 //!                                            <-- VsockHandle::connect(P)
 //! ```
+//!
+//! A client of the listening socket sends `CONNECT <port>\n` and reads `OK <host port>\n` or `ERR <reason>\n`; after OK
+//! the stream carries the connection's bytes. Bytes that a client does not read wait in the socket's own buffer and then in
+//! at most [`BUF_ALLOC`] bytes here, which is the credit the guest has; no byte is copied while the client keeps up.
 
+mod connection;
+mod credit;
 mod device;
+mod guest;
 mod handle;
+mod host;
+mod mux;
+mod packet;
+mod poll;
 
-pub use device::{VsockConfig, VsockDevice};
+#[cfg(test)]
+mod tests;
+
+pub use credit::BUF_ALLOC;
+pub use device::{EVENT_QUEUE, RX_QUEUE, TX_QUEUE, VsockConfig, VsockDevice};
 pub use handle::{VsockCounters, VsockHandle};
 
 /// Virtio device type of a socket device.
