@@ -1,1 +1,40 @@
 //! The daemon's parts. `main.rs` only parses the command line and calls [`cli`].
+//!
+//! * [`cri`]: the verbs: validate, call the domain, convert.
+//! * [`sandbox`], [`container`], [`image`]: the domain; state machines over a durable journal.
+//! * [`sandboxer`]: the per-pod process that carries a VM; [`guest`]: the agent inside it; [`network`]: CNI and taps.
+//! * [`store`], [`journaled`], [`serial`]: how state is kept and changed; [`sys`]: the unsafe index.
+//! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type.
+
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod cri;
+pub mod guest;
+pub mod image;
+pub mod journaled;
+pub mod network;
+pub mod node;
+pub mod sandbox;
+pub mod sandboxer;
+pub mod serial;
+pub mod store;
+pub mod sys;
+
+/// An error and its causes in one line: what was tried, why it failed.
+#[must_use]
+pub fn error_text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // Some errors quote their cause already.
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,2 +1,7 @@
 //! `bulkhead`: the daemon and its command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bulkhead::cli::main()
+}

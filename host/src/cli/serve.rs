@@ -1,0 +1,127 @@
+//! `bulkhead serve`: the daemon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::cri::server;
+use crate::image::Images;
+use crate::network::PodNetwork;
+use crate::node::Node;
+use crate::sandbox::scratch::ScratchTemplate;
+use crate::sandboxer::monitor::{self, HostAbilities};
+use crate::store::Store;
+use crate::sys;
+use crate::{check, container, sandbox};
+
+pub(super) fn serve(path: Option<&Path>) -> anyhow::Result<()> {
+    let config = Config::load(path)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_new(&config.daemon.log).context("daemon.log")?)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    for dir in [&config.daemon.root, &config.daemon.run] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let _lock = sys::lock::LockFile::acquire(&config.daemon.root.join("daemon.lock"))?;
+    let socket = config.daemon.socket.clone();
+    let node = Arc::new(node(config).await?);
+    container::load(&node)?;
+    sandbox::recover(&node).await?;
+    container::recover(&node).await;
+    let listener = server::bind(&socket)?;
+    tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving CRI v1");
+    server::serve(node, listener, &socket, stop_signal()?).await?;
+    // Pods run on: the next daemon finds them.
+    std::fs::remove_file(&socket).ok();
+    Ok(())
+}
+
+async fn node(config: Config) -> anyhow::Result<Node> {
+    let abilities = abilities().await;
+    warn_of_emulation(&config, &abilities);
+    let store = Store::open(&config.daemon.root.join("state.redb"))?;
+    let images = Images::open(config.image.clone()).await?;
+    let network = PodNetwork::new(crate::network::Settings {
+        config_directory: config.network.conf_dir.clone(),
+        plugin_directories: config.network.bin_dirs.clone(),
+        record_directory: config.daemon.root.join("cni"),
+        plugin_limit: std::time::Duration::from_secs(config.network.timeout_s),
+    });
+    let (root, mib) = (config.daemon.root.clone(), config.guest.scratch_mib);
+    let scratch = tokio::task::spawn_blocking(move || ScratchTemplate::prepare(&root, mib)).await??;
+    let cgroups = match sys::cgroup::Hierarchy::discover() {
+        Ok(hierarchy) => Some(hierarchy),
+        Err(error) => {
+            tracing::warn!(error = %crate::error_text(&error), "pods get no cgroup on this host");
+            None
+        }
+    };
+    Ok(Node {
+        vmm: beside(&config.guest.vmm, "bulkhead-vmm")?,
+        file_server: beside(&config.guest.file_server, "bulkhead-fs")?,
+        boot_id: sys::host::boot_id().context("cannot read the host's boot id")?,
+        store,
+        images,
+        network,
+        abilities,
+        scratch,
+        cgroups,
+        sandboxes: Default::default(),
+        containers: Default::default(),
+        creations: Default::default(),
+        config,
+    })
+}
+
+/// A configured path, or the program beside this one.
+fn beside(configured: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    if !configured.as_os_str().is_empty() {
+        return Ok(configured.to_owned());
+    }
+    Ok(std::env::current_exe().context("cannot find the daemon's own binary")?.with_file_name(name))
+}
+
+async fn abilities() -> HostAbilities {
+    let result = tokio::task::spawn_blocking(check::kvm_selftest::run).await;
+    match result {
+        Ok(Ok(passed)) => {
+            tracing::info!(us = passed.as_micros(), "KVM self-test passed");
+            HostAbilities { kvm: true, kvm_reason: String::new() }
+        }
+        Ok(Err(error)) => HostAbilities { kvm: false, kvm_reason: crate::error_text(&error) },
+        Err(_) => HostAbilities { kvm: false, kvm_reason: "the self-test crashed".into() },
+    }
+}
+
+fn warn_of_emulation(config: &Config, abilities: &HostAbilities) {
+    for (name, handler) in &config.runtimes {
+        if monitor::emulates(handler, abilities) {
+            tracing::warn!(
+                handler = name,
+                reason = abilities.kvm_reason,
+                "PODS OF THIS HANDLER ARE EMULATED IN SOFTWARE (TCG): NO SECURITY BOUNDARY"
+            );
+        }
+    }
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to stop; pods run on");
+    })
+}

@@ -1,0 +1,204 @@
+//! Creating a container: image and volumes are handed to the machine, then the agent builds it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bulkhead_proto::{agent, cri};
+use protobuf::Message;
+
+use super::record::ContainerRecord;
+use super::{Container, ContainerError, ContainerEvent, ContainerState, log, remove, resources, spec, volumes, watch};
+use crate::image::{Image, ImageId};
+use crate::journaled::Journaled;
+use crate::node::{Node, new_id, now_ns};
+use crate::sandbox::{Live, Sandbox};
+use crate::store::Kind;
+
+/// Paths that show kernel state; masked unless the kubelet says otherwise.
+const MASKED: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+/// Paths that change kernel state.
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Makes a container in a ready sandbox and returns its id.
+pub async fn create(node: &Arc<Node>, sandbox: &Arc<Sandbox>, config: cri::ContainerConfig) -> Result<String, ContainerError> {
+    let (node, target) = (node.clone(), sandbox.clone());
+    // A task of its own: it ends in order even when the caller goes away.
+    let task = tokio::spawn(async move { create_now(&node, &target, config).await });
+    task.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: "being created".into() }))
+}
+
+async fn create_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>, config: cri::ContainerConfig) -> Result<String, ContainerError> {
+    let live = sandbox.live("creating a container")?;
+    let image = find_image(node, &config)?;
+    let id = new_id();
+    let order = order(sandbox, &id, &config, &image)?;
+    let first = ContainerRecord {
+        id: id.clone(),
+        sandbox_id: sandbox.id.clone(),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        image_stop_signal: Some(image.config.stop_signal.clone()).filter(|s| !s.is_empty()),
+        process: order.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
+        volumes: order.volumes.share_names(),
+        log_path: log_path(sandbox, &config),
+        state: ContainerState::Creating,
+        created_at: now_ns(),
+        config,
+    };
+    let record = Journaled::create(node.store.clone(), Kind::Container, &id, first).await?;
+    let container = Container::new(&id, record);
+    reserve_name(node, &container).await?;
+    match build(node, &container, &live, order).await {
+        Ok(()) => {
+            watch::spawn(node, &container);
+            Ok(id)
+        }
+        Err(error) => {
+            tracing::warn!(container = %id, error = %crate::error_text(&error), "container failed; undoing it");
+            container.take(ContainerEvent::Remove).await?;
+            let undone = remove::release(node, &container.record.get()).await;
+            if let Err(undo) = undone {
+                tracing::warn!(container = %id, error = %crate::error_text(&undo), "cannot undo it in the guest");
+            }
+            container.record.forget().await?;
+            node.containers.remove(&id);
+            Err(error)
+        }
+    }
+}
+
+fn find_image(node: &Node, config: &cri::ContainerConfig) -> Result<Image, ContainerError> {
+    let name = config.image.as_ref().map(|spec| spec.image.clone()).unwrap_or_default();
+    if name.is_empty() {
+        return Err(ContainerError::Invalid("image is empty".into()));
+    }
+    node.images.find(&name).ok_or(ContainerError::NoImage { image: name })
+}
+
+/// Two containers of one pod never share name and attempt; the registry decides who was first.
+async fn reserve_name(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    let record = container.record.get();
+    let metadata = record.metadata();
+    let twin = super::of_sandbox(node, &record.sandbox_id)
+        .into_iter()
+        .find(|other| other.id != container.id && other.record.get().metadata() == metadata);
+    let Some(twin) = twin else {
+        node.containers.insert(container.clone());
+        return Ok(());
+    };
+    container.record.forget().await?;
+    Err(ContainerError::Exists { name: metadata.name, sandbox: record.sandbox_id.clone(), id: twin.id.clone() })
+}
+
+/// What the agent and the machine will be told.
+struct Order {
+    process: agent::Process,
+    volumes: volumes::Plan,
+    spec: agent::ContainerSpec,
+}
+
+fn order(sandbox: &Sandbox, id: &str, config: &cri::ContainerConfig, image: &Image) -> Result<Order, ContainerError> {
+    let linux = config.linux.clone().unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    refuse_unsupported(config, &context)?;
+    let sandbox_config = &sandbox.record.get().config;
+    let hostname = match sandbox_config.hostname.as_str() {
+        "" => sandbox_config.metadata.clone().unwrap_or_default().name,
+        name => name.to_owned(),
+    };
+    let process = spec::process(config, &image.config, &hostname)?;
+    let (pid_mode, pid_target) = spec::pid_mode(context.namespace_options.as_ref())?;
+    let paths = |asked: &[String], default: &[&str]| match (context.privileged, asked.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => default.iter().map(|p| (*p).to_owned()).collect(),
+        (false, false) => asked.to_vec(),
+    };
+    let spec = agent::ContainerSpec {
+        id: id.to_owned(),
+        process: Some(process.clone()).into(),
+        pid_mode: pid_mode.into(),
+        pid_target,
+        resources: Some(resources::to_agent(&linux.resources.unwrap_or_default())).into(),
+        masked_paths: paths(&context.masked_paths, &MASKED),
+        readonly_paths: paths(&context.readonly_paths, &READONLY),
+        privileged: context.privileged,
+        rootfs: Some(agent::Rootfs { readonly: context.readonly_rootfs, ..Default::default() }).into(),
+        ..Default::default()
+    };
+    Ok(Order { process, volumes: volumes::plan(id, &config.mounts)?, spec })
+}
+
+/// What is not applied is refused, never dropped.
+fn refuse_unsupported(config: &cri::ContainerConfig, context: &cri::LinuxContainerSecurityContext) -> Result<(), ContainerError> {
+    let refuse = |text: &str| Err(ContainerError::Invalid(text.to_owned()));
+    if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
+        return refuse("devices of the host cannot be given to a VM by this handler");
+    }
+    let localhost = cri::security_profile::ProfileType::Localhost as i32;
+    if context.seccomp.as_ref().is_some_and(|profile| profile.profile_type == localhost) {
+        return refuse("seccomp profiles of type Localhost are not supported yet");
+    }
+    if context.apparmor.as_ref().is_some_and(|profile| profile.profile_type == localhost) {
+        return refuse("AppArmor profiles of type Localhost are not supported: the guest's kernel has no AppArmor");
+    }
+    if context.selinux_options.as_ref().is_some_and(|options| !options.r#type.is_empty() || !options.level.is_empty()) {
+        return refuse("SELinux labels are not supported: the guest's kernel has no SELinux");
+    }
+    Ok(())
+}
+
+fn log_path(sandbox: &Sandbox, config: &cri::ContainerConfig) -> String {
+    let directory = sandbox.record.get().config.log_directory.clone();
+    if directory.is_empty() || config.log_path.is_empty() {
+        return String::new();
+    }
+    Path::new(&directory).join(&config.log_path).display().to_string()
+}
+
+async fn build(node: &Arc<Node>, container: &Arc<Container>, live: &Live, order: Order) -> Result<(), ContainerError> {
+    let record = container.record.get();
+    let id = record.id.as_str();
+    let log = match record.log_path.as_str() {
+        "" => None,
+        path => Some(log::open(id, path)?),
+    };
+    let extent = map_image(node, live, id, &record.image_id).await?;
+    let mut spec = order.spec;
+    spec.mounts = volumes::attach(node, live, id, order.volumes).await?;
+    if let Some(rootfs) = spec.rootfs.as_mut() {
+        rootfs.source = Some(agent::rootfs::Source::Image(extent));
+    }
+    let request = agent::CreateContainerRequest { spec: Some(spec).into(), ..Default::default() };
+    live.agent.create_container(request).await.map_err(ContainerError::guest(id))?;
+    live.machine.attach_log(id, log.as_ref()).await.map_err(ContainerError::machine(id))?;
+    container.take(ContainerEvent::Built).await
+}
+
+/// Makes an image readable in the guest; the same image twice is one mapping.
+pub(super) async fn map_image(
+    node: &Node,
+    live: &Live,
+    container_id: &str,
+    image: &ImageId,
+) -> Result<agent::ImageExtent, ContainerError> {
+    let root = node.images.open_root(image).await.map_err(|source| ContainerError::Root {
+        id: container_id.to_owned(),
+        source: Arc::new(source),
+    })?;
+    let name = image.to_string();
+    let parts: Vec<_> = root.parts().iter().map(|part| (&part.file, part.len)).collect();
+    let (start_sector, sectors) =
+        live.machine.map_image(&name, &parts).await.map_err(ContainerError::machine(container_id))?;
+    Ok(agent::ImageExtent { image_id: name, start_sector, sectors, ..Default::default() })
+}

@@ -1,0 +1,44 @@
+//! What is journaled of a container.
+
+use bulkhead_proto::cri;
+use serde::{Deserialize, Serialize};
+
+use super::state::ContainerState;
+use crate::image::ImageId;
+use crate::store::proto_text;
+
+/// A container as it stands in the journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: String,
+    /// Its pod sandbox.
+    pub sandbox_id: String,
+    /// As the kubelet sent it.
+    #[serde(with = "proto_text")]
+    pub config: cri::ContainerConfig,
+    /// The image it was made from.
+    pub image_id: ImageId,
+    /// A repository digest of the image, or its id.
+    pub image_ref: String,
+    /// The image's stop signal; the container's own goes before it.
+    pub image_stop_signal: Option<String>,
+    /// `agent.v1.Process` of the first process, encoded; exec'd processes inherit from it.
+    pub process: Vec<u8>,
+    /// Names in the pod's volume share.
+    pub volumes: Vec<String>,
+    /// Absolute; empty without a log.
+    pub log_path: String,
+    /// Where it stands.
+    pub state: ContainerState,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+}
+
+impl ContainerRecord {
+    /// Its metadata; empty when the kubelet sent none.
+    #[must_use]
+    pub fn metadata(&self) -> cri::ContainerMetadata {
+        self.config.metadata.clone().unwrap_or_default()
+    }
+}

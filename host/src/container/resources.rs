@@ -1,0 +1,58 @@
+//! CPU, memory and process limits between the CRI and the agent.
+
+use bulkhead_proto::{agent, cri};
+
+/// The agent's form of the CRI's limits.
+pub(super) fn to_agent(r: &cri::LinuxContainerResources) -> agent::Resources {
+    agent::Resources {
+        cpu_quota_us: r.cpu_quota,
+        cpu_period_us: u64::try_from(r.cpu_period).unwrap_or(0),
+        cpu_shares: u64::try_from(r.cpu_shares).unwrap_or(0),
+        cpuset_cpus: r.cpuset_cpus.clone(),
+        cpuset_mems: r.cpuset_mems.clone(),
+        memory_limit_bytes: r.memory_limit_in_bytes,
+        memory_swap_limit_bytes: r.memory_swap_limit_in_bytes,
+        unified: r.unified.clone().into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// `changes` over `before`; 0 and empty mean "as before" in the CRI.
+pub(super) fn merge(
+    before: cri::LinuxContainerResources,
+    changes: cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    fn number(before: i64, change: i64) -> i64 {
+        if change == 0 { before } else { change }
+    }
+    fn text(before: String, change: String) -> String {
+        if change.is_empty() { before } else { change }
+    }
+    let mut unified = before.unified;
+    unified.extend(changes.unified);
+    cri::LinuxContainerResources {
+        cpu_period: number(before.cpu_period, changes.cpu_period),
+        cpu_quota: number(before.cpu_quota, changes.cpu_quota),
+        cpu_shares: number(before.cpu_shares, changes.cpu_shares),
+        memory_limit_in_bytes: number(before.memory_limit_in_bytes, changes.memory_limit_in_bytes),
+        oom_score_adj: number(before.oom_score_adj, changes.oom_score_adj),
+        cpuset_cpus: text(before.cpuset_cpus, changes.cpuset_cpus),
+        cpuset_mems: text(before.cpuset_mems, changes.cpuset_mems),
+        hugepage_limits: if changes.hugepage_limits.is_empty() { before.hugepage_limits } else { changes.hugepage_limits },
+        unified,
+        memory_swap_limit_in_bytes: number(before.memory_swap_limit_in_bytes, changes.memory_swap_limit_in_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_keep_what_was() {
+        let before = cri::LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 1 << 20, ..Default::default() };
+        let changes = cri::LinuxContainerResources { memory_limit_in_bytes: 2 << 20, ..Default::default() };
+        let merged = merge(before, changes);
+        assert_eq!((merged.cpu_shares, merged.memory_limit_in_bytes), (512, 2 << 20));
+    }
+}

@@ -1,0 +1,38 @@
+//! Starting a created container.
+
+use std::sync::Arc;
+
+use bulkhead_proto::agent;
+
+use super::{Container, ContainerError, ContainerEvent, ContainerState, Exit};
+use crate::node::{Node, now_ns};
+
+/// Executes the container's command; returns when it runs.
+pub async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    let (node, target) = (node.clone(), container.clone());
+    container.operate(async move { start_now(&node, &target).await }).await
+}
+
+async fn start_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    let record = container.record.get();
+    if record.state != ContainerState::Created {
+        let (id, state) = (record.id.clone(), record.state.name());
+        return Err(ContainerError::WrongState { id, state, request: "starting it" });
+    }
+    let sandbox = node.sandboxes.find("sandbox", &record.sandbox_id)?;
+    let live = sandbox.live("starting a container")?;
+    let request = agent::StartContainerRequest { container_id: record.id.clone(), ..Default::default() };
+    match live.agent.start_container(request).await {
+        Ok(_) => container.take(ContainerEvent::Started { at: now_ns() }).await,
+        Err(error) => {
+            let exit = Exit {
+                code: 128,
+                reason: "ContainerCannotRun".into(),
+                message: error.to_string(),
+                finished_at: now_ns(),
+            };
+            container.take(ContainerEvent::Ended(exit)).await?;
+            Err(ContainerError::guest(&record.id)(error))
+        }
+    }
+}

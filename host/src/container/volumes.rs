@@ -1,0 +1,180 @@
+//! A container's mounts: host paths go into the pod's volume share, memory-backed emptyDirs become tmpfs in the guest,
+//! image volumes are mapped into the image drive.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::{agent, cri};
+use rustix::fs::statfs;
+
+use super::ContainerError;
+use crate::node::Node;
+use crate::sandbox::Live;
+use crate::sys::mounts::{self, Access};
+
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// A path component of the kubelet's emptyDir volumes.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// What has to be done for a container's mounts, checked before any of it is.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    mounts: Vec<Planned>,
+}
+
+#[derive(Debug)]
+enum Planned {
+    Share { name: String, host_path: PathBuf, directory: bool, access: Access, mount: agent::Mount },
+    Ready(agent::Mount),
+    Image { image: String, sub_path: String, mount: agent::Mount },
+}
+
+impl Plan {
+    /// Names that will stand in the volume share.
+    pub(super) fn share_names(&self) -> Vec<String> {
+        let name = |planned: &Planned| match planned {
+            Planned::Share { name, .. } => Some(name.clone()),
+            _ => None,
+        };
+        self.mounts.iter().filter_map(name).collect()
+    }
+}
+
+/// Checks every mount of a container.
+pub(super) fn plan(container_id: &str, mounts: &[cri::Mount]) -> Result<Plan, ContainerError> {
+    let mut plan = Plan::default();
+    for (index, mount) in mounts.iter().enumerate() {
+        let name = format!("{}-{index}", &container_id[..container_id.len().min(12)]);
+        plan.mounts.push(plan_one(name, mount)?);
+    }
+    Ok(plan)
+}
+
+fn plan_one(name: String, mount: &cri::Mount) -> Result<Planned, ContainerError> {
+    let refuse = |why: &str| {
+        Err(ContainerError::Mount {
+            host_path: mount.host_path.clone(),
+            container_path: mount.container_path.clone(),
+            why: why.to_owned(),
+        })
+    };
+    if !mount.container_path.starts_with('/') {
+        return refuse("container_path must be absolute");
+    }
+    if mount.propagation == cri::MountPropagation::PropagationBidirectional as i32 {
+        return refuse("bidirectional propagation would reach the host, which a VM cannot; use HOST_TO_CONTAINER");
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return refuse("id-mapped mounts are not supported yet");
+    }
+    if mount.recursive_read_only && !mount.readonly {
+        return refuse("recursive_read_only needs readonly");
+    }
+    let base = agent::Mount {
+        destination: mount.container_path.clone(),
+        readonly: mount.readonly,
+        recursive_readonly: mount.recursive_read_only,
+        ..Default::default()
+    };
+    if let Some(image) = &mount.image {
+        let image = image.image.clone();
+        return Ok(Planned::Image { image, sub_path: mount.image_sub_path.clone(), mount: base });
+    }
+    let host_path = match std::fs::canonicalize(&mount.host_path) {
+        Ok(path) => path,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return refuse("host_path does not exist; create it on the node or fix the volume");
+        }
+        Err(e) => return refuse(&e.to_string()),
+    };
+    if let Some(size) = memory_empty_dir(&host_path) {
+        let tmpfs = agent::TmpfsSource {
+            name: host_path.to_string_lossy().into_owned(),
+            size_bytes: size,
+            mode: 0o777,
+            ..Default::default()
+        };
+        return Ok(Planned::Ready(agent::Mount { source: Some(agent::mount::Source::Tmpfs(tmpfs)), ..base }));
+    }
+    let access = match (mount.readonly, mount.recursive_read_only) {
+        (_, true) => Access::RecursiveReadOnly,
+        (true, false) => Access::ReadOnly,
+        (false, false) => Access::ReadWrite,
+    };
+    let mount = agent::Mount { source: Some(agent::mount::Source::Volume(name.clone())), ..base };
+    Ok(Planned::Share { name, directory: host_path.is_dir(), host_path, access, mount })
+}
+
+/// The size of a memory-backed emptyDir, if the path is one.
+fn memory_empty_dir(path: &Path) -> Option<u64> {
+    if !path.components().any(|part| part.as_os_str() == EMPTY_DIR) {
+        return None;
+    }
+    let facts = statfs(path).ok()?;
+    let is_tmpfs = i64::try_from(facts.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC);
+    is_tmpfs.then(|| facts.f_blocks.saturating_mul(u64::try_from(facts.f_bsize).unwrap_or(4096)))
+}
+
+/// Carries the plan out; the mounts are what the agent is told.
+pub(super) async fn attach(
+    node: &Node,
+    live: &Live,
+    container_id: &str,
+    plan: Plan,
+) -> Result<Vec<agent::Mount>, ContainerError> {
+    let mut ready = Vec::with_capacity(plan.mounts.len());
+    for planned in plan.mounts {
+        ready.push(match planned {
+            Planned::Ready(mount) => mount,
+            Planned::Share { name, host_path, directory, access, mount } => {
+                let tree = mounts::clone_tree(&host_path, access).map_err(|e| ContainerError::Mount {
+                    host_path: host_path.display().to_string(),
+                    container_path: mount.destination.clone(),
+                    why: crate::error_text(&e),
+                })?;
+                live.machine.add_volume(&name, &tree, directory).await.map_err(ContainerError::machine(container_id))?;
+                mount
+            }
+            Planned::Image { image, sub_path, mount } => {
+                let found = node.images.find(&image).ok_or(ContainerError::NoImage { image })?;
+                let extent = super::create::map_image(node, live, container_id, &found.id).await?;
+                let volume = agent::ImageVolume { image: Some(extent).into(), sub_path, ..Default::default() };
+                agent::Mount { source: Some(agent::mount::Source::Image(volume)), readonly: true, ..mount }
+            }
+        });
+    }
+    Ok(ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(mount: cri::Mount) -> String {
+        plan("c0ffee", &[mount]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn impossible_mounts_say_why() {
+        let mount = |host: &str| cri::Mount { host_path: host.into(), container_path: "/x".into(), ..Default::default() };
+        let text = refused(mount("/no/such/path"));
+        assert!(text.contains("/no/such/path") && text.contains("does not exist"), "{text}");
+        let text = refused(cri::Mount {
+            propagation: cri::MountPropagation::PropagationBidirectional as i32,
+            ..mount("/")
+        });
+        assert!(text.contains("HOST_TO_CONTAINER"), "{text}");
+        let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") });
+        assert!(text.contains("absolute"), "{text}");
+    }
+
+    #[test]
+    fn host_paths_get_a_name_in_the_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = cri::Mount {
+            host_path: dir.path().display().to_string(),
+            container_path: "/x".into(),
+            ..Default::default()
+        };
+        assert_eq!(plan("0123456789abcdef", &[mount]).unwrap().share_names(), ["0123456789ab-0"]);
+    }
+}

@@ -1,0 +1,17 @@
+//! PullImage: answers the image id, as ContainerStatus.image_id will.
+
+use std::sync::Arc;
+
+use bulkhead_proto::cri;
+use tonic::Status;
+
+use crate::node::Node;
+use super::convert;
+
+pub(super) async fn pull_image(node: &Arc<Node>, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
+    let name = request.image.map(|spec| spec.image).unwrap_or_default();
+    let credentials = request.auth.map(convert::credentials).transpose()?.flatten();
+    let id = node.images.pull(&name, credentials, |_| {}).await?;
+    tracing::info!(image = name, %id, "image pulled");
+    Ok(cri::PullImageResponse { image_ref: id.to_string() })
+}

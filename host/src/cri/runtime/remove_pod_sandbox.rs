@@ -1,0 +1,19 @@
+//! RemovePodSandbox: idempotent, also for a sandbox that is gone.
+
+use std::sync::Arc;
+
+use bulkhead_proto::cri;
+use tonic::Status;
+
+use crate::node::Node;
+use crate::node::LookupError;
+use crate::sandbox;
+
+pub(super) async fn remove_pod_sandbox(node: &Arc<Node>, request: cri::RemovePodSandboxRequest) -> Result<cri::RemovePodSandboxResponse, Status> {
+    match node.sandboxes.find("sandbox", &request.pod_sandbox_id) {
+        Ok(found) => sandbox::remove(node, &found).await?,
+        Err(LookupError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(cri::RemovePodSandboxResponse {})
+}

@@ -1,0 +1,60 @@
+//! The CRI socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bulkhead_proto::cri::image_service_server::ImageServiceServer;
+use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use super::image::ImageVerbs;
+use super::runtime::Runtime;
+use crate::node::Node;
+
+/// The kubelet's own limit (16 MiB), so that what it can send is taken.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Why the socket is not served.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ServeError {
+    #[error("cannot listen on {}", path.display())]
+    Listen { path: PathBuf, source: std::io::Error },
+    #[error("serving {} failed", path.display())]
+    Serve { path: PathBuf, source: tonic::transport::Error },
+}
+
+/// Binds the socket, for root only. A stale socket of a daemon that was killed is replaced; the root directory's lock has
+/// shown by now that no other daemon lives.
+pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
+    let fail = |source| ServeError::Listen { path: path.to_owned(), source };
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).map_err(fail)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(fail)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(fail)?;
+    Ok(listener)
+}
+
+/// Serves both services until `stop` resolves; requests that run are finished.
+pub async fn serve(
+    node: Arc<Node>,
+    listener: UnixListener,
+    path: &Path,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let runtime = RuntimeServiceServer::new(Runtime::new(node.clone())).max_decoding_message_size(MAX_MESSAGE);
+    let images = ImageServiceServer::new(ImageVerbs::new(node)).max_decoding_message_size(MAX_MESSAGE);
+    tonic::transport::Server::builder()
+        .add_service(runtime)
+        .add_service(images)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+        .map_err(|source| ServeError::Serve { path: path.to_owned(), source })
+}

@@ -1,0 +1,192 @@
+//! Pod sandboxes: one state machine each, driven by the sandbox's own queue.
+//!
+//! [`run()`] makes one, [`stop()`] releases what it holds, [`remove()`] forgets it, [`recover()`] picks up after a restart.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, RwLock};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+
+use crate::guest::{Agent, GuestError};
+use crate::journaled::Journaled;
+use crate::node::{LookupError, Registered};
+use crate::sandboxer::monitor::MonitorError;
+use crate::sandboxer::Machine;
+use crate::serial::Serial;
+use crate::store::StoreError;
+
+pub mod record;
+mod recover;
+mod release;
+mod remove;
+mod run;
+pub mod scratch;
+pub mod state;
+mod stop;
+mod watch;
+
+pub use record::SandboxRecord;
+pub use recover::recover;
+pub use remove::remove;
+pub use run::run;
+pub use state::{SandboxEvent, SandboxState};
+pub use stop::stop;
+
+/// Why a sandbox did not become what it should.
+#[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SandboxError {
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error("cannot run the pod sandbox: {0}")]
+    Invalid(String),
+    #[error("cannot run the pod sandbox: runtime handler {handler:?} is not configured; there are: {known}. Add [runtimes.{handler}] to the configuration or name another in the RuntimeClass")]
+    UnknownHandler { handler: String, known: String },
+    #[error("a pod sandbox for pod {pod:?} exists already: {id}; remove it first")]
+    Exists { pod: String, id: String },
+    #[error("sandbox {id} is {state:?}: {request} needs a ready one{}", end.as_ref().map(|e| format!(" ({e})")).unwrap_or_default())]
+    NotReady { id: String, state: SandboxState, request: &'static str, end: Option<String> },
+    #[error("{step} of sandbox {id} failed")]
+    Step { id: String, step: &'static str, source: Arc<dyn std::error::Error + Send + Sync> },
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    #[error(transparent)]
+    State(#[from] state::InvalidTransition),
+    #[error("the operation on sandbox {id} was interrupted by a fault in the daemon; see its log")]
+    Interrupted { id: String },
+}
+
+impl From<StoreError> for SandboxError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl From<MonitorError> for SandboxError {
+    fn from(error: MonitorError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl SandboxError {
+    /// Names the step that an error came from.
+    pub(crate) fn step<E>(id: &str, step: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let id = id.to_owned();
+        move |source| Self::Step { id, step, source: Arc::new(source) }
+    }
+}
+
+/// The connections to a pod that runs.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Its per-pod process.
+    pub machine: Machine,
+    /// Its agent.
+    pub agent: Agent,
+}
+
+impl Live {
+    /// Connects to the agent of a machine that is ready.
+    pub async fn connect(machine: Machine) -> Result<Self, GuestError> {
+        let agent = Agent::connect(&machine.paths().vsock()).await?;
+        Ok(Self { machine, agent })
+    }
+}
+
+/// One pod sandbox.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    /// What is known of it, durably.
+    pub record: Journaled<SandboxRecord>,
+    /// Its external steps, one at a time.
+    pub operations: Serial,
+    live: RwLock<Option<Live>>,
+}
+
+impl Registered for Sandbox {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Sandbox {
+    fn new(id: &str, record: Journaled<SandboxRecord>) -> Arc<Self> {
+        Arc::new(Self { id: id.to_owned(), record, operations: Serial::new(), live: RwLock::default() })
+    }
+
+    /// Connections for `request`, or why there are none.
+    pub fn live(&self, request: &'static str) -> Result<Live, SandboxError> {
+        let live = self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let record = self.record.get();
+        match live {
+            Some(live) if matches!(record.state, SandboxState::Ready | SandboxState::Creating) => Ok(live),
+            _ => Err(SandboxError::NotReady {
+                id: self.id.clone(),
+                state: record.state,
+                request,
+                end: record.end.clone(),
+            }),
+        }
+    }
+
+    fn set_live(&self, live: Option<Live>) {
+        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = live;
+    }
+
+    /// Takes an event: durable first, visible then.
+    pub(crate) async fn take(&self, event: SandboxEvent) -> Result<(), SandboxError> {
+        self.record
+            .change(move |record: &mut SandboxRecord| {
+                record.state = record.state.next(event)?;
+                Ok::<_, SandboxError>(())
+            })
+            .await
+            .map(drop)
+    }
+}
+
+type Creation = Shared<BoxFuture<'static, Result<String, SandboxError>>>;
+
+/// Creations in flight by pod name, so that a kubelet's retry joins the one that runs.
+#[derive(Debug, Default)]
+pub struct Creations {
+    running: Mutex<HashMap<String, Creation>>,
+}
+
+impl Creations {
+    /// Joins the creation of `key`, or starts it with `create`.
+    pub async fn join<F>(&self, key: &str, create: impl FnOnce() -> F) -> Result<String, SandboxError>
+    where
+        F: Future<Output = Result<String, SandboxError>> + Send + 'static,
+    {
+        let creation = {
+            let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            running.entry(key.to_owned()).or_insert_with(|| start(create())).clone()
+        };
+        let result = creation.clone().await;
+        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if running.get(key).is_some_and(|now| now.ptr_eq(&creation)) {
+            running.remove(key);
+        }
+        result
+    }
+}
+
+/// On a task of its own: it ends in order even when every caller went away.
+fn start<F>(create: F) -> Creation
+where
+    F: Future<Output = Result<String, SandboxError>> + Send + 'static,
+{
+    let task = tokio::spawn(create);
+    let result = async move {
+        task.await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: "being created".into() }))
+    };
+    result.boxed().shared()
+}

@@ -1,0 +1,71 @@
+//! Giving back what a sandbox holds. Every step is idempotent and finds its object by the sandbox's id, so that it can
+//! be repeated after a crash at any point.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::{Sandbox, SandboxError, run};
+use crate::node::Node;
+use crate::sandboxer::Machine;
+use crate::sys;
+
+/// Longest wait for a process that was told to end before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Ends the machine and releases network and cgroup; the run directory stays.
+pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let id = sandbox.id.as_str();
+    let record = sandbox.record.get();
+    end_machine(node, sandbox).await?;
+    sandbox.set_live(None);
+    // Another boot's namespace is gone, but the plugins' own records (addresses) are not.
+    node.network
+        .teardown(run::network_request(&record), record.network.as_ref())
+        .await
+        .map_err(SandboxError::step(id, "network removal"))?;
+    let netns = record.netns();
+    let hierarchy = node.cgroups.clone();
+    let cgroup = record.cgroup();
+    let name = id.to_owned();
+    let rest = tokio::task::spawn_blocking(move || {
+        sys::netns::remove(&netns).map_err(SandboxError::step(&name, "removal of the network namespace"))?;
+        if let Some(hierarchy) = hierarchy {
+            let cgroup = hierarchy.cgroup(&cgroup).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
+            cgroup.remove(END_TIMEOUT).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
+        }
+        Ok(())
+    });
+    rest.await.map_err(|_| SandboxError::Interrupted { id: id.to_owned() })?
+}
+
+async fn end_machine(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let paths = sandbox.record.get().paths(&node.config);
+    let Ok(machine) = Machine::connect(paths).await else { return Ok(()) };
+    let Ok(process) = machine.process().await else { return Ok(()) };
+    let failed = |source: std::io::Error| SandboxError::step(&sandbox.id, "end of the machine")(source);
+    if machine.shutdown().await.is_err() {
+        process.signal(Signal::KILL).map_err(failed)?;
+    }
+    if tokio::time::timeout(END_TIMEOUT, process.wait()).await.is_err() {
+        tracing::warn!(sandbox = %sandbox.id, "bulkhead-vmm did not end when told; killing it");
+        process.signal(Signal::KILL).map_err(failed)?;
+        process.wait().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Removes the run directory and the record.
+pub(super) async fn forget(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let dir = sandbox.record.get().paths(&node.config);
+    match std::fs::remove_dir_all(dir.dir()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(SandboxError::step(&sandbox.id, "removal of the run directory")(e));
+        }
+        _ => {}
+    }
+    sandbox.record.forget().await?;
+    node.sandboxes.remove(&sandbox.id);
+    Ok(())
+}

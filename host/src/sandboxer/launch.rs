@@ -1,0 +1,142 @@
+//! Starting a pod's `bulkhead-vmm`.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use bulkhead_proto::launch::{Launch, Monitor, PROTOCOL_VERSION};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+use tokio::process::{Child, Command};
+
+use super::{Machine, MachineError, MachinePaths};
+use crate::error_text;
+use crate::sys;
+use crate::sys::cgroup::Cgroup;
+
+/// Longest wait for the process's `ok`.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a pod's machine is made of.
+#[derive(Debug)]
+pub struct Plan {
+    /// For messages.
+    pub sandbox_id: String,
+    /// Where its sockets and files go; the directory exists.
+    pub paths: MachinePaths,
+    /// The `bulkhead-vmm` binary.
+    pub vmm: PathBuf,
+    /// The `bulkhead-fs` binary.
+    pub file_server: PathBuf,
+    /// What runs the guest.
+    pub monitor: Monitor,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initramfs: PathBuf,
+    /// Appended to the kernel command line.
+    pub kernel_arguments: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// The pod's tap.
+    pub tap: Option<OwnedFd>,
+    /// The scratch drive's file, open for reading and writing.
+    pub scratch: File,
+    /// The pod's cgroup, if the host has a hierarchy for it.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// Starts the process, puts it into the pod's cgroup and gives it its orders. The guest boots when this returns.
+pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
+    let spawn_failed = |source| MachineError::Spawn { binary: plan.vmm.clone(), source };
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(spawn_failed)?;
+    let log = File::create(plan.paths.log()).map_err(spawn_failed)?;
+    let mut child = Command::new(&plan.vmm)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(log))
+        .current_dir("/")
+        .spawn()
+        .map_err(spawn_failed)?;
+    let result = give_orders(&plan, &child, ours).await;
+    match result {
+        Ok(()) => {
+            // Reaps it; the machine's own end is learnt from its control socket.
+            tokio::spawn(async move { child.wait().await });
+            Machine::connect(plan.paths.clone()).await
+        }
+        Err(error) => {
+            let _ = child.kill().await;
+            Err(error)
+        }
+    }
+}
+
+async fn give_orders(
+    plan: &Plan,
+    child: &Child,
+    socket: std::os::unix::net::UnixStream,
+) -> Result<(), MachineError> {
+    let refused = |detail: String| MachineError::Launch { binary: plan.vmm.clone(), detail };
+    if let (Some(cgroup), Some(pid)) = (&plan.cgroup, child.id()) {
+        cgroup.add_process(i32::try_from(pid).unwrap_or(-1)).map_err(|e| refused(error_text(&e)))?;
+    }
+    let (orders, descriptors) = orders(plan);
+    let bytes = serde_json::to_vec(&orders).map_err(|e| refused(e.to_string()))?;
+    sys::descriptors::send_with(&socket, &bytes, &descriptors).map_err(|e| refused(e.to_string()))?;
+    socket.set_nonblocking(true).map_err(|e| refused(e.to_string()))?;
+    let mut socket = tokio::net::UnixStream::from_std(socket).map_err(|e| refused(e.to_string()))?;
+    let mut answer = String::new();
+    let read = tokio::time::timeout(ORDER_TIMEOUT, read_line(&mut socket, &mut answer)).await;
+    match read {
+        Ok(Ok(())) if answer.trim_end() == "ok" => Ok(()),
+        Ok(Ok(())) if !answer.is_empty() => {
+            Err(refused(answer.trim_start_matches("error:").trim().to_owned()))
+        }
+        Ok(_) => Err(refused(format!("it ended at once; its log says:\n{}", log_tail(plan)))),
+        Err(_) => Err(refused(format!("no answer within {} s; its log says:\n{}", ORDER_TIMEOUT.as_secs(), log_tail(plan)))),
+    }
+}
+
+fn log_tail(plan: &Plan) -> String {
+    MachinePaths::tail(&plan.paths.log(), 10)
+}
+
+async fn read_line(socket: &mut tokio::net::UnixStream, line: &mut String) -> std::io::Result<()> {
+    let mut reader = tokio::io::BufReader::new(socket).take(16 * 1024);
+    reader.read_line(line).await?;
+    Ok(())
+}
+
+fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
+    let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
+    let mut taps = Vec::new();
+    if let Some(tap) = &plan.tap {
+        taps.push(descriptors.len());
+        descriptors.push(tap.as_fd());
+    }
+    let scratch = descriptors.len();
+    descriptors.push(plan.scratch.as_fd());
+    let launch = Launch {
+        protocol_version: PROTOCOL_VERSION,
+        sandbox_id: plan.sandbox_id.clone(),
+        control_socket: plan.paths.control(),
+        descriptor_socket: plan.paths.descriptors(),
+        vsock_socket: plan.paths.vsock(),
+        exit_file: plan.paths.exit_file(),
+        console_file: plan.paths.console(),
+        monitor: plan.monitor.clone(),
+        kernel: plan.kernel.clone(),
+        initramfs: plan.initramfs.clone(),
+        kernel_arguments: plan.kernel_arguments.clone(),
+        vcpus: plan.vcpus,
+        memory_mib: plan.memory_mib,
+        taps,
+        scratch_drive: Some(scratch),
+        file_server: Some(plan.file_server.clone()),
+    };
+    (launch, descriptors)
+}

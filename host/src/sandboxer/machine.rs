@@ -1,0 +1,229 @@
+//! The connection to one pod's running `bulkhead-vmm`.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bulkhead_proto::vmm_ttrpc::VmmClient;
+use bulkhead_proto::{launch, vmm};
+
+
+use super::{MachineError, MachinePaths};
+use crate::sys;
+use crate::sys::descriptors::{DeliverError, deliver};
+
+/// Ordinary requests are answered from memory; only a broken process takes longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running machine. Cheap to clone.
+#[derive(Clone)]
+pub struct Machine {
+    paths: MachinePaths,
+    client: VmmClient,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// How a container's output ended.
+#[derive(Debug, Clone)]
+pub struct LogEnd {
+    /// As the agent said it; `None` when the machine ended first.
+    pub exit: Option<launch::ContainerExitRecord>,
+    /// Bytes that a full disk cost.
+    pub lost_bytes: u64,
+}
+
+impl Machine {
+    /// Connects to the process that serves `paths`.
+    pub async fn connect(paths: MachinePaths) -> Result<Self, MachineError> {
+        let socket = paths.control();
+        let stream = tokio::net::UnixStream::connect(&socket)
+            .await
+            .map_err(|source| MachineError::Connect { socket, source })?;
+        let socket = ttrpc::r#async::transport::Socket::new(stream);
+        let client = VmmClient::new(ttrpc::r#async::Client::new(socket));
+        Ok(Self { paths, client })
+    }
+
+    /// Finds a machine again after a restart of the daemon; `None` when it is gone.
+    pub async fn reconnect(paths: MachinePaths) -> Option<Self> {
+        let machine = Self::connect(paths).await.ok()?;
+        let info = machine.client.info(limit(), &vmm::InfoRequest::new()).await.ok()?;
+        (info.state.enum_value() != Ok(vmm::VmState::VM_STATE_EXITED)).then_some(machine)
+    }
+
+    /// Where its sockets and files are.
+    #[must_use]
+    pub fn paths(&self) -> &MachinePaths {
+        &self.paths
+    }
+
+    /// Returns when the agent listens, with the boot time in microseconds.
+    pub async fn wait_ready(&self, seconds: u64) -> Result<u64, MachineError> {
+        let request = vmm::WaitReadyRequest::new();
+        let ready = self.client.wait_ready(ttrpc::context::Context::default(), &request);
+        match tokio::time::timeout(Duration::from_secs(seconds), ready).await {
+            Ok(Ok(ready)) => Ok(ready.boot_us),
+            Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(MachineError::Boot { detail: status.message }),
+            Ok(Err(_)) => Err(MachineError::Boot { detail: self.end_text() }),
+            Err(_) => Err(MachineError::BootTimeout { seconds, console: MachinePaths::tail(&self.paths.console(), 10) }),
+        }
+    }
+
+    fn end_text(&self) -> String {
+        match self.paths.exit_record() {
+            Some(record) => record.message,
+            None => format!("bulkhead-vmm vanished; its log says:\n{}", MachinePaths::tail(&self.paths.log(), 10)),
+        }
+    }
+
+    /// Returns when the machine has ended, with the reason in words.
+    pub async fn wait_exit(&self) -> String {
+        let request = vmm::WaitExitRequest::new();
+        match self.client.wait_exit(ttrpc::context::Context::default(), &request).await {
+            Ok(answer) => answer.exit.message.clone(),
+            Err(_) => self.end_text(),
+        }
+    }
+
+    /// Maps an image's parts into the image drive; gives first sector and count.
+    pub async fn map_image(
+        &self,
+        image_id: &str,
+        parts: &[(&std::fs::File, u64)],
+    ) -> Result<(u64, u64), MachineError> {
+        let mut request = vmm::MapImageRequest { image_id: image_id.to_owned(), ..Default::default() };
+        let mut held = Vec::new();
+        for (file, length) in parts {
+            let (token, guard) = self.send_descriptor(file).await?;
+            held.push(guard);
+            request.parts.push(vmm::ImagePart { descriptor_token: token, length: *length, ..Default::default() });
+        }
+        let answer = self.client.map_image(limit(), &request).await.map_err(|e| failed("map the image", e))?;
+        Ok((answer.start_sector, answer.sectors))
+    }
+
+    /// Lets output of a container flow into `log`, or nowhere.
+    pub async fn attach_log(&self, container: &str, log: Option<&std::fs::File>) -> Result<(), MachineError> {
+        let (token, _held) = self.optional_descriptor(log).await?;
+        let request =
+            vmm::AttachLogRequest { container_id: container.to_owned(), descriptor_token: token, ..Default::default() };
+        self.client.attach_log(limit(), &request).await.map_err(|e| failed("attach the log", e))?;
+        Ok(())
+    }
+
+    /// Sends further lines of a container's log to `log`.
+    pub async fn reopen_log(&self, container: &str, log: &std::fs::File) -> Result<(), MachineError> {
+        let (token, _held) = self.send_descriptor(log).await?;
+        let request =
+            vmm::ReopenLogRequest { container_id: container.to_owned(), descriptor_token: token, ..Default::default() };
+        self.client.reopen_log(limit(), &request).await.map_err(|e| failed("reopen the log", e))?;
+        Ok(())
+    }
+
+    /// Returns when the container's last line is written.
+    pub async fn wait_log(&self, container: &str) -> Result<LogEnd, MachineError> {
+        let request = vmm::WaitLogRequest { container_id: container.to_owned(), ..Default::default() };
+        let answer = self
+            .client
+            .wait_log(ttrpc::context::Context::default(), &request)
+            .await
+            .map_err(|e| failed("wait for the log's end", e))?;
+        let exit = answer.exit.as_ref().map(|exit| launch::ContainerExitRecord {
+            id: container.to_owned(),
+            code: exit.code,
+            oom_killed: exit.oom_killed,
+            finished_at_ns: exit.finished_at_ns,
+        });
+        Ok(LogEnd { exit, lost_bytes: answer.lost_bytes })
+    }
+
+    /// Forgets a container's log.
+    pub async fn detach_log(&self, container: &str) -> Result<(), MachineError> {
+        let request = vmm::DetachLogRequest { container_id: container.to_owned(), ..Default::default() };
+        self.client.detach_log(limit(), &request).await.map_err(|e| failed("detach the log", e))?;
+        Ok(())
+    }
+
+    /// Shows a detached mount under `name` in the pod's volume share.
+    pub async fn add_volume(&self, name: &str, mount: &impl AsFd, directory: bool) -> Result<(), MachineError> {
+        let (token, _held) = self.send_descriptor(mount).await?;
+        let request = vmm::AddVolumeRequest {
+            name: name.to_owned(),
+            descriptor_token: token,
+            directory,
+            ..Default::default()
+        };
+        self.client.add_volume(limit(), &request).await.map_err(|e| failed("add the volume", e))?;
+        Ok(())
+    }
+
+    /// Takes a volume out of the pod's share.
+    pub async fn remove_volume(&self, name: &str) -> Result<(), MachineError> {
+        let request = vmm::RemoveVolumeRequest { name: name.to_owned(), ..Default::default() };
+        self.client.remove_volume(limit(), &request).await.map_err(|e| failed("remove the volume", e))?;
+        Ok(())
+    }
+
+    /// The process behind the connection.
+    pub async fn process(&self) -> Result<sys::process::Process, MachineError> {
+        let info = self.client.info(limit(), &vmm::InfoRequest::new()).await.map_err(|e| failed("tell its process", e))?;
+        let pid = i32::try_from(info.pid).unwrap_or(-1);
+        sys::process::Process::open(pid)
+            .map_err(|source| MachineError::Connect { socket: self.paths.control(), source })
+    }
+
+    /// Orders the machine's end.
+    pub async fn shutdown(&self) -> Result<(), MachineError> {
+        match self.client.shutdown(limit(), &vmm::ShutdownRequest::new()).await {
+            // The answer races with the process's end.
+            Ok(_) | Err(ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof) => {}
+            Err(e) => return Err(failed("shut down", e)),
+        }
+        Ok(())
+    }
+
+    async fn optional_descriptor(
+        &self,
+        file: Option<&std::fs::File>,
+    ) -> Result<(String, Option<UnixStream>), MachineError> {
+        match file {
+            Some(file) => self.send_descriptor(file).await.map(|(token, held)| (token, Some(held))),
+            None => Ok((String::new(), None)),
+        }
+    }
+
+    /// Sends a descriptor; its token is good while the returned connection lives.
+    async fn send_descriptor(&self, descriptor: &impl AsFd) -> Result<(String, UnixStream), MachineError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let token = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let socket = self.paths.descriptors();
+        let io = |source| MachineError::Descriptor(DeliverError::Io {
+            socket: socket.clone(),
+            token: token.clone(),
+            step: "duplicating it",
+            source,
+        });
+        let descriptor = descriptor.as_fd().try_clone_to_owned().map_err(io)?;
+        let (path, name) = (socket.clone(), token.clone());
+        let sent = tokio::task::spawn_blocking(move || deliver(&path, &name, descriptor.as_fd())).await;
+        let held = sent.map_err(|e| io(std::io::Error::other(e)))?.map_err(MachineError::Descriptor)?;
+        Ok((token, held))
+    }
+}
+
+fn limit() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(REQUEST_TIMEOUT)
+}
+
+fn failed(request: &'static str, error: ttrpc::Error) -> MachineError {
+    match error {
+        ttrpc::Error::RpcStatus(status) => MachineError::Refused { request, message: status.message },
+        other => MachineError::Broken { request, message: other.to_string() },
+    }
+}

@@ -1,0 +1,116 @@
+//! What carries a pod: the per-pod process `bulkhead-vmm`, started here, and the connection to it.
+//!
+//! [`launch`] starts a machine, [`Machine`] is one that runs; a daemon that was restarted finds it again by
+//! [`Machine::reconnect`].
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::launch::ExitRecord;
+
+use crate::sys::descriptors::DeliverError;
+
+pub mod launch;
+mod machine;
+pub mod monitor;
+
+pub use machine::Machine;
+
+/// Why a machine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum MachineError {
+    #[error("cannot start {}", binary.display())]
+    Spawn { binary: PathBuf, source: std::io::Error },
+    #[error("{} did not take its orders: {detail}", binary.display())]
+    Launch { binary: PathBuf, detail: String },
+    #[error("the pod's machine ended while booting: {detail}")]
+    Boot { detail: String },
+    #[error("the guest's agent did not answer within {seconds} s of the machine's start; last console lines:\n{console}")]
+    BootTimeout { seconds: u64, console: String },
+    #[error("cannot reach bulkhead-vmm at {}", socket.display())]
+    Connect { socket: PathBuf, source: std::io::Error },
+    #[error("bulkhead-vmm could not {request}: {message}")]
+    Refused { request: &'static str, message: String },
+    #[error("the connection to bulkhead-vmm broke during {request}: {message}")]
+    Broken { request: &'static str, message: String },
+    #[error(transparent)]
+    Descriptor(DeliverError),
+}
+
+/// A sandbox's run directory and the names in it.
+#[derive(Debug, Clone)]
+pub struct MachinePaths {
+    dir: PathBuf,
+}
+
+impl MachinePaths {
+    /// Names below `dir`.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// vmm.proto.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.dir.join("vmm.sock")
+    }
+
+    /// Descriptors for vmm.proto.
+    #[must_use]
+    pub fn descriptors(&self) -> PathBuf {
+        self.dir.join("fd.sock")
+    }
+
+    /// Connections to the guest.
+    #[must_use]
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join("vsock.sock")
+    }
+
+    /// Written when the machine has ended.
+    #[must_use]
+    pub fn exit_file(&self) -> PathBuf {
+        self.dir.join("exit.json")
+    }
+
+    /// The guest's console.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// `bulkhead-vmm`'s own words.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("vmm.log")
+    }
+
+    /// The scratch drive's file.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.join("scratch.img")
+    }
+
+    /// What the machine left behind, if it ended in order.
+    #[must_use]
+    pub fn exit_record(&self) -> Option<ExitRecord> {
+        serde_json::from_slice(&std::fs::read(self.exit_file()).ok()?).ok()
+    }
+
+    /// The last lines of a file, for an error message.
+    #[must_use]
+    pub fn tail(path: &Path, lines: usize) -> String {
+        let text = std::fs::read(path).unwrap_or_default();
+        let start = text.len().saturating_sub(16 * 1024);
+        let text = String::from_utf8_lossy(&text[start..]);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
