@@ -1,0 +1,191 @@
+//! From a reference to one image's manifest and configuration, every byte checked against its digest.
+
+use oci_client::manifest::OciImageManifest;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
+
+use crate::image::config::ImageStoreConfig;
+use crate::image::digest::Digest;
+use crate::image::error::PullError;
+use crate::image::image::{ConfigFile, ImageLayer};
+use crate::image::reference::Reference;
+use crate::image::registry::{self, Document, ManifestError, Request, Session};
+
+const MAX_MANIFEST: usize = 4 << 20;
+const MAX_CONFIG: usize = 8 << 20;
+/// An index in an index is allowed by the specification; deeper nesting is nobody's honest work.
+const MAX_NESTING: usize = 3;
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+/// The documents of one image.
+pub(super) struct Documents {
+    /// What the name points to: an index's digest if it is one.
+    pub name_digest: Digest,
+    pub manifest_bytes: Vec<u8>,
+    pub config_digest: Digest,
+    pub config_bytes: Vec<u8>,
+    pub config: ConfigFile,
+    pub layers: Vec<LayerSource>,
+}
+
+/// A layer to get.
+#[derive(Debug, Clone)]
+pub(super) struct LayerSource {
+    pub media_type: String,
+    pub digest: Digest,
+    pub diff_id: Digest,
+    pub size: u64,
+}
+
+impl LayerSource {
+    /// As the image records it.
+    pub fn record(&self, blob_len: u64) -> ImageLayer {
+        ImageLayer { digest: self.digest, diff_id: self.diff_id, size: self.size, blob_len }
+    }
+}
+
+/// Fetches manifest and configuration for the platform.
+pub(super) async fn fetch(
+    session: &Session,
+    reference: &Reference,
+    config: &ImageStoreConfig,
+) -> Result<Documents, PullError> {
+    let fetcher = Fetcher { session, image: reference.to_string(), config };
+    let (name_digest, manifest_bytes, manifest_digest, manifest) = fetcher.manifest(reference).await?;
+    let (config_digest, config_bytes, file) = fetcher.config(manifest_digest, &manifest).await?;
+    let layers = fetcher.layers(manifest_digest, config_digest, &manifest, &file)?;
+    Ok(Documents { name_digest, manifest_bytes, config_digest, config_bytes, config: file, layers })
+}
+
+struct Fetcher<'a> {
+    session: &'a Session,
+    image: String,
+    config: &'a ImageStoreConfig,
+}
+
+impl Fetcher<'_> {
+    /// Follows indexes down to a manifest.
+    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Vec<u8>, Digest, OciImageManifest), PullError> {
+        let mut name = reference.manifest_name();
+        let mut expected = reference.digest();
+        let mut name_digest = None;
+        for _ in 0..MAX_NESTING {
+            let (digest, content_type, bytes) = self.one_manifest(&name, expected).await?;
+            let parsed = registry::parse(&bytes, content_type.as_deref(), self.config.limits.layers);
+            match parsed.map_err(|cause| self.bad_manifest(digest, cause))? {
+                Document::Image(manifest) => return Ok((name_digest.unwrap_or(digest), bytes, digest, manifest)),
+                Document::Index(index) => {
+                    name_digest.get_or_insert(digest);
+                    let entry = registry::choose(&index, &self.config.platform)
+                        .map_err(|none| self.no_platform(none.available))?;
+                    expected = Some(self.digest(digest, &entry.digest)?);
+                    name = entry.digest.clone();
+                }
+            }
+        }
+        let cause = ManifestError::Malformed("image indexes are nested too deeply".into());
+        Err(self.bad_manifest(name_digest.unwrap_or(Digest::of(b"")), cause))
+    }
+
+    /// One answer of the manifest endpoint.
+    async fn one_manifest(
+        &self,
+        name: &str,
+        expected: Option<Digest>,
+    ) -> Result<(Digest, Option<String>, Vec<u8>), PullError> {
+        let (path, what, accept) = (format!("manifests/{name}"), format!("manifest {name}"), Document::accept());
+        let request = Request { path: &path, what: &what, accept: Some(&accept), from: 0 };
+        let (headers, bytes) = self.session.fetch(request, MAX_MANIFEST).await.map_err(|e| self.registry(e))?;
+        let found = Digest::of(&bytes);
+        let announced = || header(&headers, "docker-content-digest").and_then(|text| text.parse().ok());
+        if let Some(expected) = expected.or_else(announced) {
+            self.check(&what, expected, found)?;
+        }
+        Ok((found, header(&headers, CONTENT_TYPE.as_str()).map(str::to_owned), bytes))
+    }
+
+    async fn config(
+        &self,
+        manifest_digest: Digest,
+        manifest: &OciImageManifest,
+    ) -> Result<(Digest, Vec<u8>, ConfigFile), PullError> {
+        let descriptor = &manifest.config;
+        if !CONFIG_TYPES.contains(&descriptor.media_type.as_str()) {
+            let media_type = descriptor.media_type.chars().take(100).collect();
+            return Err(self.bad_manifest(manifest_digest, ManifestError::MediaType(media_type)));
+        }
+        let expected = self.digest(manifest_digest, &descriptor.digest)?;
+        let (path, what) = (format!("blobs/{expected}"), format!("image configuration {expected}"));
+        let request = Request { path: &path, what: &what, accept: None, from: 0 };
+        let (_, bytes) = self.session.fetch(request, MAX_CONFIG).await.map_err(|e| self.registry(e))?;
+        self.check(&what, expected, Digest::of(&bytes))?;
+        let file: ConfigFile =
+            serde_json::from_slice(&bytes).map_err(|e| self.bad_config(expected, e.to_string()))?;
+        let wanted = &self.config.platform;
+        let fits = |has: &str, wanted: &str| has.is_empty() || has == wanted;
+        if !fits(&file.os, &wanted.os) || !fits(&file.architecture, &wanted.architecture) {
+            return Err(self.no_platform(vec![file.platform()]));
+        }
+        Ok((expected, bytes, file))
+    }
+
+    /// The manifest's layers with the configuration's diff ids.
+    fn layers(
+        &self,
+        manifest_digest: Digest,
+        config_digest: Digest,
+        manifest: &OciImageManifest,
+        config: &ConfigFile,
+    ) -> Result<Vec<LayerSource>, PullError> {
+        let (layers, diff_ids) = (&manifest.layers, &config.rootfs.diff_ids);
+        if layers.len() != diff_ids.len() {
+            let reason = format!("it has {} diff ids, the manifest has {} layers", diff_ids.len(), layers.len());
+            return Err(self.bad_config(config_digest, reason));
+        }
+        let source = |(layer, diff_id): (&oci_client::manifest::OciDescriptor, &Digest)| {
+            let negative = || ManifestError::Malformed(format!("layer {} has size {}", layer.digest, layer.size));
+            Ok(LayerSource {
+                media_type: layer.media_type.clone(),
+                digest: self.digest(manifest_digest, &layer.digest)?,
+                diff_id: *diff_id,
+                size: u64::try_from(layer.size).map_err(|_| self.bad_manifest(manifest_digest, negative()))?,
+            })
+        };
+        layers.iter().zip(diff_ids).map(source).collect()
+    }
+
+    fn check(&self, what: &str, expected: Digest, found: Digest) -> Result<(), PullError> {
+        if expected == found {
+            return Ok(());
+        }
+        let (image, host, what) = (self.image.clone(), self.session.host().to_owned(), what.to_owned());
+        Err(PullError::DigestMismatch { image, host, what, expected, found })
+    }
+
+    /// A digest that a manifest names.
+    fn digest(&self, manifest: Digest, text: &str) -> Result<Digest, PullError> {
+        text.parse().map_err(|e: crate::image::digest::DigestError| {
+            self.bad_manifest(manifest, ManifestError::Malformed(e.to_string()))
+        })
+    }
+
+    fn registry(&self, cause: registry::RegistryError) -> PullError {
+        PullError::registry(&self.image, cause)
+    }
+
+    fn bad_manifest(&self, digest: Digest, cause: ManifestError) -> PullError {
+        PullError::Manifest { image: self.image.clone(), digest, cause }
+    }
+
+    fn bad_config(&self, digest: Digest, reason: String) -> PullError {
+        PullError::Config { image: self.image.clone(), digest, reason }
+    }
+
+    fn no_platform(&self, available: Vec<String>) -> PullError {
+        PullError::NoMatchingPlatform { image: self.image.clone(), wanted: self.config.platform.to_string(), available }
+    }
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}

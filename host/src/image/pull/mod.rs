@@ -1,0 +1,82 @@
+//! Pulling: manifest, configuration, layers in parallel, EROFS metadata, and the index entry that makes it an image.
+
+mod channel;
+mod document;
+mod ingest;
+mod join;
+mod layer;
+mod meter;
+mod run;
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+
+use super::config::ImageStoreConfig;
+use super::digest::Digest;
+use super::error::PullError;
+use super::image::ImageId;
+use super::reference::Reference;
+use super::registry::{Credentials, Http};
+use super::store::{Lease, Store};
+use join::Joined;
+pub use meter::Progress;
+
+/// Callers with the same name and the same credentials share one pull.
+type PullKey = (Reference, Option<Credentials>);
+
+/// The pulling part of the image service.
+pub(crate) struct Puller {
+    store: Arc<Store>,
+    config: ImageStoreConfig,
+    http: Arc<Http>,
+    downloads: Semaphore,
+    pulls: Joined<PullKey, Result<ImageId, PullError>>,
+    layers: Joined<Digest, Result<Arc<Lease>, PullError>>,
+    meters: meter::Meters<PullKey>,
+}
+
+impl Puller {
+    pub fn new(store: Arc<Store>, config: ImageStoreConfig) -> Self {
+        Self {
+            store,
+            http: Arc::new(Http::new(config.stall_timeout())),
+            downloads: Semaphore::new(config.max_concurrent_downloads.max(1)),
+            config,
+            pulls: Joined::new(),
+            layers: Joined::new(),
+            meters: meter::Meters::default(),
+        }
+    }
+
+    /// Pulls, or waits for the same pull of someone else.
+    pub async fn pull(
+        self: &Arc<Self>,
+        name: &str,
+        credentials: Option<Credentials>,
+        progress: impl Fn(Progress),
+    ) -> Result<ImageId, PullError> {
+        let key = (Reference::parse(name)?, credentials);
+        let meter = self.meters.of(&key);
+        let mut seen = meter.watch();
+        let begin = || {
+            let (puller, meter, (reference, credentials)) = (self.clone(), meter.clone(), key.clone());
+            async move { puller.run(reference, credentials, meter).await }.boxed()
+        };
+        let (mut work, _) = self.pulls.join(key.clone(), begin);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => return result,
+                Ok(()) = seen.changed() => progress(seen.borrow_and_update().clone()),
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Puller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Puller").field("store", &self.store).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,148 @@
+//! One pull from its first request to the image in the index.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+
+use super::Puller;
+use super::document::{self, Documents};
+use super::layer::LayerJob;
+use super::meter::Meter;
+use crate::image::digest::Digest;
+use crate::image::error::{PullError, StoreError, chain};
+use crate::image::erofs::{self, BlobRef};
+use crate::image::image::{Image, ImageId};
+use crate::image::layer::Tree;
+use crate::image::reference::Reference;
+use crate::image::registry::{Credentials, Endpoint, Session};
+use crate::image::store::{LayerRecord, Lease, METADATA, Store, TempPath};
+
+impl Puller {
+    pub(super) async fn run(
+        self: Arc<Self>,
+        reference: Reference,
+        credentials: Option<Credentials>,
+        meter: Arc<Meter>,
+    ) -> Result<ImageId, PullError> {
+        let image = reference.to_string();
+        let endpoint = Endpoint::of(&reference, &self.config.registry);
+        let session = Session::open(self.http.clone(), &self.config, endpoint, credentials).await;
+        let session = Arc::new(session.map_err(|cause| PullError::registry(&image, cause))?);
+        let documents = document::fetch(&session, &reference, &self.config).await?;
+        meter.begin(documents.layers.len(), documents.layers.iter().map(|layer| layer.size).sum());
+
+        let count = documents.layers.len();
+        let jobs: Vec<_> = documents
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(at, source)| LayerJob {
+                session: session.clone(),
+                image: image.clone(),
+                what: format!("layer {} of {count} ({})", at + 1, source.digest),
+                source: source.clone(),
+                meter: meter.clone(),
+            })
+            .collect();
+        let _layers = try_join_all(jobs.iter().map(|job| self.layer(job))).await?;
+
+        let store = self.store.clone();
+        let finish = move || {
+            let id = documents.config_digest;
+            Finish { store, reference, documents }.run().map(|()| id)
+        };
+        let finished = tokio::task::spawn_blocking(finish).await;
+        let finished = finished.map_err(|e| PullError::Internal { image: image.clone(), reason: e.to_string() })?;
+        finished.map_err(PullError::store(&image))
+    }
+}
+
+/// What is left when all layers are in place and leased.
+struct Finish {
+    store: Arc<Store>,
+    reference: Reference,
+    documents: Documents,
+}
+
+impl Finish {
+    fn run(self) -> Result<(), StoreError> {
+        let id = self.documents.config_digest;
+        let (lease, mut image, directory) = match Lease::of_image(&self.store, &id) {
+            Some((lease, known)) => (Some(lease), Image::clone(&known), None),
+            None => {
+                let directory = TempPath::new(&self.store);
+                let image = self.build(&directory)?;
+                (None, image, Some(directory))
+            }
+        };
+        image.repo_tags = self.reference.repo_tag().into_iter().collect();
+        image.repo_digests = vec![self.reference.repo_digest(&self.documents.name_digest)];
+        let added = self.store.add(image, directory);
+        drop(lease);
+        added
+    }
+
+    /// Merges the layers' trees and writes the image's directory.
+    fn build(&self, directory: &TempPath) -> Result<Image, StoreError> {
+        let Documents { config_digest: id, manifest_bytes, config_bytes, config, layers, .. } = &self.documents;
+        let records = layers.iter().map(|layer| self.record(&layer.diff_id)).collect::<Result<Vec<_>, _>>()?;
+        let trees = records.iter().map(|record| self.tree(record)).collect::<Result<Vec<_>, _>>()?;
+        let merged = erofs::merge(&trees.iter().collect::<Vec<_>>()).map_err(|e| self.broken(&e))?;
+        let blobs: Vec<_> = records.iter().map(|r| BlobRef { digest: r.diff_id, len: r.blob_len }).collect();
+
+        let path = directory.path();
+        std::fs::create_dir(path).map_err(StoreError::io("creating", path))?;
+        write(&path.join("manifest.json"), manifest_bytes)?;
+        write(&path.join("config.json"), config_bytes)?;
+        let metadata_len = self.write_metadata(&path.join(METADATA), &merged, &blobs)?;
+
+        let sizes = records.iter().map(|record| record.disk_bytes).sum::<u64>();
+        Ok(Image {
+            id: *id,
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size_bytes: sizes + metadata_len + (manifest_bytes.len() + config_bytes.len()) as u64,
+            layers: layers.iter().zip(&records).map(|(layer, record)| layer.record(record.blob_len)).collect(),
+            metadata_len,
+            config: config.config.clone(),
+            created: config.created.clone(),
+            platform: config.platform(),
+            pinned: false,
+        })
+    }
+
+    fn record(&self, diff_id: &Digest) -> Result<LayerRecord, StoreError> {
+        let known = self.store.state().layers.get(diff_id).cloned();
+        known.ok_or_else(|| self.broken(&std::io::Error::other(format!("layer {diff_id} is not in the store"))))
+    }
+
+    fn tree(&self, record: &LayerRecord) -> Result<Tree, StoreError> {
+        let path = self.store.tree_path(&record.diff_id);
+        let bytes = std::fs::read(&path).map_err(StoreError::io("reading", &path))?;
+        Tree::decode(&bytes).map_err(|e| self.broken(&e))
+    }
+
+    fn write_metadata(&self, path: &Path, tree: &Tree, blobs: &[BlobRef]) -> Result<u64, StoreError> {
+        let failed = StoreError::io("writing", path);
+        let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create_new(path).map_err(&failed)?);
+        let written = erofs::write(tree, blobs, &mut out).map_err(|e| {
+            if crate::image::error::is_disk_full(&e) {
+                failed(std::io::Error::from(std::io::ErrorKind::StorageFull))
+            } else {
+                self.broken(&e)
+            }
+        })?;
+        out.flush().map_err(&failed)?;
+        Ok(written.len)
+    }
+
+    fn broken(&self, error: &dyn std::error::Error) -> StoreError {
+        StoreError::Metadata { id: self.documents.config_digest, reason: chain(error) }
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    std::fs::write(path, bytes).map_err(StoreError::io("writing", path))
+}
