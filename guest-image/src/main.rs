@@ -6,6 +6,7 @@ mod cache;
 mod cpio;
 mod fragment;
 mod initramfs;
+mod job;
 mod kernel;
 mod progress;
 
