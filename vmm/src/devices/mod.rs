@@ -11,9 +11,6 @@ pub mod queue;
 pub mod slices;
 pub mod vsock;
 
-#[cfg(test)]
-pub mod testing;
-
 /// Guest RAM as the devices see it.
 pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
 

@@ -21,9 +21,6 @@ mod mux;
 mod packet;
 mod poll;
 
-#[cfg(test)]
-mod tests;
-
 pub use credit::BUF_ALLOC;
 pub use device::{EVENT_QUEUE, RX_QUEUE, TX_QUEUE, VsockConfig, VsockDevice};
 pub use handle::{VsockCounters, VsockHandle};
