@@ -192,12 +192,13 @@ pub(super) async fn map_image(
     container_id: &str,
     image: &ImageId,
 ) -> Result<agent::ImageExtent, ContainerError> {
-    let root = node.images.open_root(image).await.map_err(|source| ContainerError::Root {
-        id: container_id.to_owned(),
-        source: Arc::new(source),
-    })?;
+    let (images, id) = (node.images.clone(), *image);
+    let opened = tokio::task::spawn_blocking(move || images.open_root(&id)).await;
+    let opened = opened.map_err(|_| ContainerError::Interrupted { id: container_id.to_owned() })?;
+    let root = opened
+        .map_err(|source| ContainerError::Root { id: container_id.to_owned(), source: Arc::new(source) })?;
     let name = image.to_string();
-    let parts: Vec<_> = root.parts().iter().map(|part| (&part.file, part.len)).collect();
+    let parts: Vec<_> = root.files.iter().map(|part| (&part.file, part.len)).collect();
     let (start_sector, sectors) =
         live.machine.map_image(&name, &parts).await.map_err(ContainerError::machine(container_id))?;
     Ok(agent::ImageExtent { image_id: name, start_sector, sectors, ..Default::default() })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::guest::GuestError;
-use crate::image::OpenRootError;
+use crate::image::RootError;
 use crate::journaled::Journaled;
 use crate::node::{LookupError, Node, Registered, now_ns};
 use crate::sandbox::SandboxError;
@@ -68,7 +68,7 @@ pub enum ContainerError {
     #[error("cannot open the log of container {id} at {path}")]
     Log { id: String, path: String, source: Arc<std::io::Error> },
     #[error("cannot open the root file system of container {id}")]
-    Root { id: String, source: Arc<OpenRootError> },
+    Root { id: String, source: Arc<RootError> },
     #[error(transparent)]
     Store(Arc<StoreError>),
     #[error(transparent)]

@@ -31,8 +31,9 @@ pub(super) fn image_info(image: &Image) -> HashMap<String, String> {
 }
 
 pub(super) fn fs_usage(usage: &FsUsage) -> cri::FilesystemUsage {
+    let since = usage.timestamp.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     cri::FilesystemUsage {
-        timestamp: usage.timestamp_ns,
+        timestamp: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         fs_id: Some(cri::FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
         used_bytes: Some(cri::UInt64Value { value: usage.used_bytes }),
         inodes_used: Some(cri::UInt64Value { value: usage.inodes_used }),
@@ -41,6 +42,6 @@ pub(super) fn fs_usage(usage: &FsUsage) -> cri::FilesystemUsage {
 
 /// The CRI's credentials; all fields empty is none.
 pub(super) fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
-    Credentials::from_parts(&auth.username, &auth.password, &auth.auth, &auth.identity_token, &auth.registry_token)
+    Credentials::from_cri(&auth.username, &auth.password, &auth.auth, &auth.identity_token, &auth.registry_token)
         .map_err(|e| Status::invalid_argument(crate::error_text(&e)))
 }
