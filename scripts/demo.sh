@@ -99,13 +99,16 @@ socket = "$socket"
 kernel = "$BULKHEAD_KERNEL"
 initramfs = "$BULKHEAD_INITRAMFS"
 
+[image]
+root = "$work/root/images"
+
 [network]
 conf_dir = "$work/cni"
 TOML
-"$BULKHEAD_BIN" daemon --config "$work/config.toml" >"$work/daemon.log" 2>&1 &
+"$BULKHEAD_BIN" serve --config "$work/config.toml" >"$work/daemon.log" 2>&1 &
 daemon=$!
 await "the daemon" 30 test -S "$socket"
-echo "    bulkhead daemon --config config.toml, process $daemon"
+echo "    bulkhead serve --config config.toml, process $daemon"
 
 # ---- Pods -------------------------------------------------------------------------------------
 with_crictl() {
