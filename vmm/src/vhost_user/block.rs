@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringState, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
@@ -33,6 +33,11 @@ pub fn serve_block(device: Arc<BlockDevice>, listener: UnixListener, name: &str)
     let stopping = Arc::new(AtomicBool::new(false));
     let adapter = Arc::new(BlockAdapter { device, ram: ram.clone(), stopping: stopping.clone() });
     serve(name, adapter, ram, listener, stopping)
+}
+
+/// Interrupts the guest. An eventfd fails only when its counter is full, and then the interrupt is pending anyway.
+pub(super) fn signal(state: &VringState<SharedRam>) {
+    let _ = state.signal_used_queue();
 }
 
 impl Adapter for BlockAdapter {
@@ -95,7 +100,7 @@ impl VhostUserBackend for BlockAdapter {
         while state.get_queue().ready() && !self.stopping.load(Ordering::Relaxed) {
             match self.device.process_next(&ram, state.get_queue_mut(), thread) {
                 Ok(Progress::Idle) => break,
-                Ok(Progress::Done { notify: true }) => state.signal_used_queue()?,
+                Ok(Progress::Done { notify: true }) => signal(&state),
                 Ok(Progress::Done { notify: false }) => {}
                 Err(error) => {
                     tracing::warn!("block device: {error}");

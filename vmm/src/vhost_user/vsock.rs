@@ -15,7 +15,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use super::block::{F_PROTOCOL_FEATURES, MAX_QUEUE_SIZE};
+use super::block::{F_PROTOCOL_FEATURES, MAX_QUEUE_SIZE, signal};
 use super::server::{Adapter, ServeError, ServerHandle, SharedRam, serve};
 use crate::devices::vsock::{RX_QUEUE, TX_QUEUE, VsockDevice};
 use crate::devices::{BrokenQueue, GuestRam};
@@ -53,12 +53,12 @@ impl VsockAdapter {
     }
 
     /// Moves packets both ways until nothing is left to move.
-    fn pump(&self, device: &mut VsockDevice, vrings: &[VringMutex<SharedRam>]) -> io::Result<()> {
+    fn pump(&self, device: &mut VsockDevice, vrings: &[VringMutex<SharedRam>]) {
         loop {
-            self.run_queue(vrings, TX_QUEUE, |ram, tx| device.process_tx(ram, tx))?;
-            self.run_queue(vrings, RX_QUEUE, |ram, rx| device.process_rx(ram, rx))?;
+            self.run_queue(vrings, TX_QUEUE, |ram, tx| device.process_tx(ram, tx));
+            self.run_queue(vrings, RX_QUEUE, |ram, rx| device.process_rx(ram, rx));
             if !device.has_more_work() || self.stopping.load(Ordering::Relaxed) || !vrings.iter().all(is_running) {
-                return Ok(());
+                return;
             }
             // A guest that never stops sending must not keep the host's side waiting.
             device.process_host();
@@ -70,19 +70,18 @@ impl VsockAdapter {
         vrings: &[VringMutex<SharedRam>],
         index: usize,
         process: impl FnOnce(&GuestRam, &mut Queue) -> Result<bool, BrokenQueue>,
-    ) -> io::Result<()> {
+    ) {
         let Some(vring) = vrings.get(index).filter(|vring| is_running(vring)) else {
-            return Ok(());
+            return;
         };
         let ram = self.ram.memory();
         let mut state = vring.get_mut();
         match process(&ram, state.get_queue_mut()) {
-            Ok(true) => state.signal_used_queue(),
-            Ok(false) => Ok(()),
+            Ok(true) => signal(&state),
+            Ok(false) => {}
             Err(error) => {
                 tracing::warn!("vsock device: {error}");
                 state.get_queue_mut().set_ready(false);
-                Ok(())
             }
         }
     }
@@ -164,7 +163,8 @@ impl VhostUserBackend for VsockAdapter {
         if u64::from(event) == HOST_EVENT {
             device.process_host();
         }
-        self.pump(&mut device, vrings)
+        self.pump(&mut device, vrings);
+        Ok(())
     }
 }
 

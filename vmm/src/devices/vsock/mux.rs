@@ -12,7 +12,7 @@ use super::VsockConfig;
 use super::connection::{Connection, Emit, Key, Pending, Phase};
 use super::handle::Shared;
 use super::host::HostListener;
-use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
+use super::packet::{HEADER_LEN, HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
 use super::poll::{FIRST_STREAM, LISTENER, Poll, WAKE};
 use crate::devices::limit::LogLimit;
 use crate::devices::slices::GuestSlices;
@@ -172,20 +172,19 @@ impl Mux {
 
     /// The guest is done with a connection: closes it when the host's socket has taken everything.
     pub fn drain(&mut self, token: u64) {
-        let Some(connection) = self.connections.get_mut(&token) else {
-            return;
-        };
-        if connection.buffered() == 0 {
-            self.remove(token);
-            return;
+        let drained = self.update(token, |connection| {
+            connection.phase = Phase::Draining;
+            connection.deadline = None;
+            connection.pending = Pending::default();
+            // Its socket learns of the end when the last byte is written.
+            connection.take_shutdown(SHUTDOWN_BOTH);
+            (connection.buffered() == 0, connection.key)
+        });
+        match drained {
+            Some((true, _)) => drop(self.remove(token)),
+            Some((false, key)) => self.release_key(token, key),
+            None => {}
         }
-        connection.phase = Phase::Draining;
-        connection.deadline = None;
-        connection.pending = Pending::default();
-        let key = connection.key;
-        // Its socket learns of the end when the last byte is written.
-        connection.take_shutdown(super::packet::SHUTDOWN_BOTH);
-        self.release_key(token, key);
     }
 
     /// Answers a packet that belongs to no connection.
