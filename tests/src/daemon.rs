@@ -162,6 +162,17 @@ impl Daemon {
         command::run(&environment.bulkhead, &arguments, READY)?.failure()
     }
 
+    /// Tries to start one; gives what it said if it would not, and nothing if it answered (it is ended again).
+    ///
+    /// # Errors
+    /// When it does neither.
+    pub fn refused_or_started(environment: &Environment, settings: &Settings) -> Result<Option<String>> {
+        match Self::start(environment, settings.clone()) {
+            Ok(mut daemon) => daemon.stop().map(|()| None),
+            Err(error) => Ok(Some(format!("{error:#}"))),
+        }
+    }
+
     /// The daemon's process.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
