@@ -1,167 +1,219 @@
 #!/usr/bin/env bash
-# Shows a newcomer what Bulkhead does: a registry, a daemon, a pod in a virtual machine, two containers.
-# Everything it starts is its own and is gone afterwards; a Bulkhead that runs already is not touched.
+# Shows what Bulkhead does, from nothing to a pod that answers, and cleans up after itself.
+#   PROFILE    cargo profile of the programs (default release)
+#   KEEP=1     before cleaning up, wait for Enter, to look around
 source "$(dirname "$0")/lib.sh"
 source "$repo/scripts/environment.sh"
 
-[ "$(id -u)" = 0 ] || die "the demo makes network devices and virtual machines; run it as root"
 cd "$repo"
-scripts/deps.sh
-scripts/guest.sh
-scripts/build.sh dev
-cargo build --quiet -p bulkhead-tests --bin test-images
-environment dev
+[ "$(id -u)" = 0 ] || die "the demo makes network namespaces and devices; run it as root: sudo make demo"
+profile=${PROFILE:-release}
 
-work=$(mktemp -d /tmp/bulkhead-demo.XXXXXX)
-bridge=bhdemo$((RANDOM % 10000))
-subnet=10.$((RANDOM % 100 + 100)).$((RANDOM % 250)).0/24
-socket=$work/bulkhead.sock
-daemon='' registry='' pod=''
+title() { printf '\n%s\n' "$*"; }
+fact() { printf '  %-26s %s\n' "$1" "$2"; }
 
-# ---- How it talks -----------------------------------------------------------------------------
-if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim='' plain=''; fi
-title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-now() { date +%s%N; }
-
-# step COMMAND...: shows the command, runs it with its output indented, and tells how long it took.
+# step TEXT COMMAND...: runs COMMAND with its output in $output, and prints how long it took.
 step() {
-    local started
-    printf '%s$ %s%s\n' "$dim" "${*/#$work\//}" "$plain"
-    started=$(now)
-    "$@" | sed 's/^/    /'
-    printf '%s    (%d ms)%s\n' "$dim" $((($(now) - started) / 1000000)) "$plain"
-}
-
-crictl() { "$BULKHEAD_CRICTL" --runtime-endpoint "unix://$socket" --image-endpoint "unix://$socket" --timeout 120s "$@"; }
-
-cleanup() {
-    local status=$?
-    trap '' INT TERM
-    set +e
-    if [ "$status" -ne 0 ] && [ -s "$work/daemon.log" ]; then
-        say "demo: failed; the end of the daemon's log:"
-        tail -n 25 "$work/daemon.log" >&2
+    local text=$1 from=${EPOCHREALTIME/[^0-9]/} status=0
+    shift
+    printf '  %-58s' "$text"
+    "$@" >"$output" 2>"$errors" || status=$?
+    local took=$((${EPOCHREALTIME/[^0-9]/} - from))
+    if [ "$status" -ne 0 ]; then
+        printf ' failed\n'
+        cat "$output" "$errors" >&2
+        [ ! -f "$dir/daemon.log" ] || { say "the daemon's last words:"; tail -n 15 "$dir/daemon.log" >&2; }
+        die "\`$*\` ended with status $status"
     fi
-    if [ -n "$pod" ]; then crictl stopp "$pod" && crictl rmp "$pod"; fi >/dev/null 2>&1
-    for pid in $daemon $registry; do kill "$pid" && wait "$pid"; done 2>/dev/null
-    ip link delete "$bridge" 2>/dev/null
-    rm -rf --one-file-system "$work"
-    exit "$status"
+    printf ' %4d.%02d s\n' $((took / 1000000)) $((took / 10000 % 100))
 }
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
-# await WHAT SECONDS COMMAND...: until COMMAND succeeds.
-await() {
-    local what=$1 deadline=$((SECONDS + $2))
+# wait_for WHAT SECONDS COMMAND...: until COMMAND succeeds.
+wait_for() {
+    local what=$1 until=$((SECONDS + $2))
     shift 2
     until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $deadline ] || die "$what did not become ready"
-        sleep 0.1
+        [ "$SECONDS" -lt "$until" ] || { echo "waited in vain for $what"; return 1; }
+        sleep 0.05
     done
 }
 
-# ---- A registry with two images ---------------------------------------------------------------
-title "A registry of our own, filled with images built on the spot"
-mkdir -p "$work"/{registry,root,run,cni,logs}
-cat >"$work/registry.yml" <<YAML
-version: 0.1
-storage: { filesystem: { rootdirectory: $work/registry } }
-http: { addr: "127.0.0.1:0" }
-YAML
-docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
-registry=$!
-address() { sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$work/registry.log" | grep .; }
-await "the registry" 20 address
-images=$(address)
-step "$(cargo_dir dev)/test-images" push "$images"
+title "Preparing (the first time takes some minutes, mostly for the guest's kernel)"
+scripts/deps.sh
+scripts/build.sh "$profile"
+scripts/guest.sh
+cargo build --profile "$profile" -p bulkhead-tests --bin test-images --bin leftovers
+environment "$profile"
+tests=$(cargo_dir "$profile")
 
-# ---- The daemon -------------------------------------------------------------------------------
-title "The daemon, with a network of our own"
-cat >"$work/cni/10-demo.conflist" <<JSON
-{
-  "cniVersion": "1.0.0",
-  "name": "bulkhead-demo",
-  "plugins": [{
-    "type": "bridge", "bridge": "$bridge", "isGateway": true,
-    "ipam": { "type": "host-local", "dataDir": "$work/ipam", "ranges": [[{ "subnet": "$subnet" }]], "routes": [{ "dst": "0.0.0.0/0" }] }
-  }]
+dir=$(dirname "$(mktemp -u)")/bulkhead-demo
+exec 8>"$dir.lock"
+flock --nonblock 8 || die "another demo is running ($dir.lock is locked)"
+"$tests/leftovers" "$dir"
+mkdir -p "$dir"/{root,run,logs,cni,registry}
+output=$dir/output errors=$dir/errors
+daemon='' registry=''
+
+clean_up() {
+    local status=$?
+    trap '' INT TERM
+    trap - EXIT
+    for process in $daemon $registry; do
+        kill "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
+    "$tests/leftovers" "$dir" && rm -f "$dir.lock"
+    [ "$status" -eq 0 ] || say "demo: stopped; everything it made is removed"
+    exit "$status"
 }
-JSON
-cat >"$work/config.toml" <<TOML
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+start_registry() {
+    cat >"$dir/registry/config.yml" <<EOF
+version: 0.1
+log: {level: info, formatter: text}
+storage: {filesystem: {rootdirectory: $dir/registry}}
+http: {addr: '127.0.0.1:0'}
+EOF
+    OTEL_TRACES_EXPORTER=none docker-registry serve "$dir/registry/config.yml" >"$dir/registry.log" 2>&1 8>&- &
+    registry=$!
+    wait_for "the registry to listen" 20 grep -q 'listening on 127' "$dir/registry.log"
+    address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$dir/registry.log" | head -n 1)
+}
+
+# A /24 that no route of this host touches.
+free_subnet() {
+    local routes number
+    routes=$(ip -4 route show table all)
+    for number in $(seq 0 255); do
+        case $routes in *"10.213.$number."*) ;; *) echo "10.213.$number"; return ;; esac
+    done
+    die "no free subnet in 10.213.0.0/16"
+}
+
+write_configuration() {
+    local subnet
+    subnet=$(free_subnet)
+    echo bulkhead-demo >"$dir/bridge"
+    echo /bulkhead-demo >"$dir/cgroup"
+    cat >"$dir/cni/10-demo.conflist" <<EOF
+{ "cniVersion": "1.0.0", "name": "bulkhead-demo", "plugins": [
+  { "type": "bridge", "bridge": "bulkhead-demo", "isGateway": true,
+    "ipam": { "type": "host-local", "dataDir": "$dir/addresses",
+              "ranges": [[{ "subnet": "$subnet.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }] } } ] }
+EOF
+    cat >"$dir/config.toml" <<EOF
 [daemon]
-root = "$work/root"
-run = "$work/run"
-socket = "$socket"
+root = "$dir/root"
+run = "$dir/run"
+socket = "$dir/run/bulkhead.sock"
 
 [guest]
 kernel = "$BULKHEAD_KERNEL"
 initramfs = "$BULKHEAD_INITRAMFS"
 
-[image]
-root = "$work/root/images"
+[runtimes.qemu]
+sandboxer = "qemu"
 
 [network]
-conf_dir = "$work/cni"
-TOML
-"$BULKHEAD_BIN" serve --config "$work/config.toml" >"$work/daemon.log" 2>&1 &
-daemon=$!
-await "the daemon" 30 test -S "$socket"
-echo "    bulkhead serve --config config.toml, process $daemon"
+conf_dir = "$dir/cni"
+bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 
-# ---- Pods -------------------------------------------------------------------------------------
-with_crictl() {
-    title "A pod in a virtual machine, driven by crictl as a kubelet would drive it"
-    step crictl pull "$images/httpd:1"
-    step crictl pull "$images/busybox:1"
-    cat >"$work/pod.json" <<JSON
-{ "metadata": { "name": "demo", "namespace": "default", "uid": "demo-1", "attempt": 0 }, "hostname": "demo",
-  "log_directory": "$work/logs", "linux": {} }
-JSON
-    cat >"$work/web.json" <<JSON
-{ "metadata": { "name": "web" }, "image": { "image": "$images/httpd:1" }, "log_path": "web.log", "linux": {} }
-JSON
-    cat >"$work/job.json" <<JSON
-{ "metadata": { "name": "job" }, "image": { "image": "$images/busybox:1" }, "log_path": "job.log", "linux": {},
-  "command": ["sh", "-c", "echo computing in \$(hostname); sleep 1; echo done; exit 3"] }
-JSON
-    step crictl runp "$work/pod.json" | tee "$work/pod.out"
-    pod=$(sed -n 's/^ *\([0-9a-f]\{12,\}\)$/\1/p' "$work/pod.out")
-    [ -n "$pod" ] || die "no pod was made"
-    web=$(crictl create "$pod" "$work/web.json" "$work/pod.json")
-    job=$(crictl create "$pod" "$work/job.json" "$work/pod.json")
-    step crictl start "$web"
-    step crictl start "$job"
-    step crictl pods
-    step crictl ps --all
-
-    title "Two kernels, side by side"
-    printf '    host  %s\n    pod   %s\n' "$(uname -sr)" "$(crictl exec --sync "$web" uname -sr)"
-
-    title "The pod answers from its own address"
-    ip=$(crictl inspectp --output go-template --template '{{.status.network.ip}}' "$pod")
-    await "the web server in the pod" 20 curl -sf --max-time 2 "http://$ip/"
-    step curl -s "http://$ip/"
-
-    title "Logs and exit code of the job"
-    finished() { [ "$(crictl inspect --output go-template --template '{{.status.state}}' "$job")" = CONTAINER_EXITED ]; }
-    await "the job" 30 finished
-    step crictl logs "$job"
-    echo "    exit code $(crictl inspect --output go-template --template '{{.status.exitCode}}' "$job")"
-
-    title "And away"
-    step crictl stopp "$pod"
-    step crictl rmp "$pod"
-    pod=''
+[image]
+root = "$dir/root/images"
+EOF
+    echo "runtime-endpoint: unix://$dir/run/bulkhead.sock" >"$dir/crictl.yaml"
+    cat >"$dir/pod.json" <<EOF
+{ "metadata": { "name": "demo", "namespace": "default", "uid": "demo-1" }, "hostname": "demo",
+  "log_directory": "$dir/logs", "linux": { "cgroup_parent": "/bulkhead-demo" } }
+EOF
+    cat >"$dir/web.json" <<EOF
+{ "metadata": { "name": "web" }, "image": { "image": "$address/httpd:1" }, "log_path": "web.log", "linux": {} }
+EOF
+    cat >"$dir/hello.json" <<EOF
+{ "metadata": { "name": "hello" }, "image": { "image": "$address/busybox:1" }, "log_path": "hello.log", "linux": {},
+  "command": ["sh", "-c", "echo \"I am \$(hostname), process \$\$ on Linux \$(uname -r)\"; echo 'this went to stderr' >&2; exit 42"] }
+EOF
 }
 
-if [ -n "${BULKHEAD_CRICTL:-}" ]; then
-    with_crictl
-else
-    title "Without crictl (no Go toolchain to build it), only 'bulkhead run' is shown"
-fi
+start_daemon() {
+    "$BULKHEAD_BIN" serve --config "$dir/config.toml" >"$dir/daemon.log" 2>&1 8>&- &
+    daemon=$!
+    wait_for "the daemon's socket" 60 answers
+}
+
+# Whether the daemon answers; not when it has ended, which is told at once.
+answers() {
+    if [ -n "${BULKHEAD_CRICTL:-}" ]; then crictl version; else [ -S "$dir/run/bulkhead.sock" ]; fi
+}
+
+crictl() { "$BULKHEAD_CRICTL" --config "$dir/crictl.yaml" "$@"; }
+bulkhead_run() { "$BULKHEAD_BIN" run --config "$dir/config.toml" "$@"; }
+fetch() { curl --silent --show-error --fail --max-time 2 "http://$ip/"; }
+exited() { [ "$(crictl inspect -o json "$hello" | sed -n 's/.*"state": "\(.*\)".*/\1/p')" = CONTAINER_EXITED ]; }
+
+by_crictl() {
+    title "A pod, by crictl"
+    step "crictl pull httpd:1" crictl pull "$address/httpd:1"
+    step "crictl pull busybox:1" crictl pull "$address/busybox:1"
+    step "crictl runp pod.json           the pod's VM boots" crictl runp "$dir/pod.json"
+    pod=$(cat "$output")
+    ip=$(crictl inspectp -o json "$pod" | sed -n 's/^ *"ip": "\(.*\)".*/\1/p' | head -n 1)
+    step "crictl create web.json" crictl create "$pod" "$dir/web.json" "$dir/pod.json"
+    web=$(cat "$output")
+    step "crictl start web" crictl start "$web"
+    step "curl http://$ip/" wait_for "the pod's page" 20 fetch
+    page=$(fetch)
+    step "crictl create hello.json" crictl create "$pod" "$dir/hello.json" "$dir/pod.json"
+    hello=$(cat "$output")
+    step "crictl start hello" crictl start "$hello"
+    step "it ends" wait_for "the end of container hello" 30 exited
+    kernel=$(crictl exec --sync "$web" uname -r)
+    logs=$(crictl logs "$hello" 2>&1)
+    code=$(crictl inspect -o json "$hello" | sed -n 's/^ *"exitCode": \([0-9]*\).*/\1/p')
+    step "crictl stopp" crictl stopp "$pod"
+    step "crictl rmp" crictl rmp "$pod"
+
+    title "What happened"
+    fact "kernel of this host" "$(uname -r)"
+    fact "kernel of the pod" "$kernel"
+    fact "http://$ip/" "$page"
+    while IFS= read -r line; do fact "log of hello" "$line"; done <<<"$logs"
+    fact "exit code of hello" "$code"
+}
+
+by_run_alone() {
+    title "A pod, by bulkhead run"
+    say "  (crictl is not here and there is no Go to build it, so this shows bulkhead run alone)"
+    step "bulkhead run busybox:1 -- uname -r" bulkhead_run "$address/busybox:1" -- uname -r
+    local kernel code=0
+    kernel=$(cat "$output")
+    title "What happened"
+    fact "kernel of this host" "$(uname -r)"
+    fact "kernel of the pod" "$kernel"
+    bulkhead_run "$address/busybox:1" -- sh -c 'echo to stdout; exit 42' >"$output" 2>"$errors" || code=$?
+    fact "output" "$(cat "$output")"
+    fact "exit code" "$code"
+}
+
+title "A registry and a daemon of its own"
+step "start docker-registry on 127.0.0.1" start_registry
+step "build two images on the spot and push them" "$tests/test-images" push "$address"
+write_configuration
+step "bulkhead serve" start_daemon
+if [ -n "${BULKHEAD_CRICTL:-}" ]; then by_crictl; else by_run_alone; fi
 
 title "The same in one line"
-step "$BULKHEAD_BIN" run --socket "$socket" "$images/busybox:1" -- uname -a
-title "Try it on your own daemon:  bulkhead run IMAGE -- COMMAND"
+step "bulkhead run busybox:1 -- echo hello" bulkhead_run "$address/busybox:1" -- echo hello
+fact "it printed" "$(cat "$output")"
+
+if [ -n "${KEEP:-}" ]; then
+    title "Still running; try this, and press Enter here to clean up"
+    echo "  $BULKHEAD_BIN run --config $dir/config.toml $address/busybox:1 -- sh -c 'uname -a; id'"
+    read -r _
+fi
+
+title "Everything it made is removed now. With a daemon of your own (\`make install\`, \`bulkhead serve\`), repeat this:"
+printf '\n  bulkhead run docker.io/library/busybox -- uname -r\n\n'
