@@ -33,10 +33,7 @@ async fn recover_one(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), San
         }
         SandboxState::Ready => resume(node, sandbox).await,
         SandboxState::Stopping => stop::stop(node, sandbox).await,
-        SandboxState::Removing => {
-            release::release(node, sandbox).await?;
-            remove::remove(node, sandbox).await
-        }
+        SandboxState::Removing => remove::remove(node, sandbox).await,
         SandboxState::Dead | SandboxState::Stopped => Ok(()),
     }
 }

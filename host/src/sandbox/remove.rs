@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::state::SandboxEvent;
-use super::{Sandbox, SandboxError, release, stop};
+use super::{Sandbox, SandboxError, SandboxState, release, stop};
 use crate::container;
 use crate::node::Node;
 
@@ -15,7 +15,12 @@ pub async fn remove(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Sand
 }
 
 async fn remove_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
-    stop::stop_now(node, sandbox).await?;
+    if sandbox.record.get().state == SandboxState::Removing {
+        // An earlier removal did not get through.
+        release::release(node, sandbox).await?;
+    } else {
+        stop::stop_now(node, sandbox).await?;
+    }
     for container in container::of_sandbox(node, &sandbox.id) {
         container::remove(node, &container)
             .await

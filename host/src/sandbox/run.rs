@@ -99,12 +99,20 @@ async fn create(
         }
         Err(error) => {
             tracing::warn!(sandbox = %id, error = %crate::error_text(&error), "pod sandbox failed; undoing it");
-            sandbox.take(SandboxEvent::Failed).await?;
-            release::release(&node, &sandbox).await?;
-            release::forget(&node, &sandbox).await?;
+            if let Err(undo) = undo(&node, &sandbox).await {
+                // Listed as not ready, so that the kubelet's removal tries again.
+                tracing::error!(sandbox = %id, error = %crate::error_text(&undo), "cannot undo it now");
+                node.sandboxes.insert(sandbox);
+            }
             Err(error)
         }
     }
+}
+
+async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    sandbox.take(SandboxEvent::Failed).await?;
+    release::release(node, sandbox).await?;
+    release::forget(node, sandbox).await
 }
 
 async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandlerConfig) -> Result<(), SandboxError> {
