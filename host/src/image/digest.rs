@@ -40,6 +40,12 @@ impl Digest {
         Self(bytes)
     }
 
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn into_bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// The 64 digits, without the algorithm: what files are named.
     #[must_use]
     pub fn hex(&self) -> String {

@@ -69,21 +69,6 @@ pub(crate) fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// An error with its causes in one line, each said once.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
-    }
-    text
-}
-
 /// Why the store did not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -195,9 +180,9 @@ pub enum PullError {
         /// "manifest", "layer 2 of 5 (uncompressed)".
         what: String,
         /// Asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// Of the bytes that came.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// More bytes than the manifest says.
     #[error("pulling {image}: registry {host} sent more than the {size} bytes that the manifest gives {what}")]

@@ -10,6 +10,7 @@
 //! [`Images`] is what the rest of the daemon uses. Everything that a registry or an image says is bounded and checked
 //! against a digest before it is used.
 
+mod background;
 pub mod config;
 pub mod digest;
 pub mod erofs;
@@ -87,6 +88,11 @@ impl Images {
             Ok(removed) => removed.map_err(|cause| RemoveError::Store { image: image(), cause }),
             Err(error) => Err(RemoveError::Internal { image: image(), reason: error.to_string() }),
         }
+    }
+
+    /// Waits until the files are deleted that pulls and roots dropped so far have left.
+    pub async fn settle(&self) {
+        self.puller.settle().await;
     }
 
     /// How much the store takes. Never waits.

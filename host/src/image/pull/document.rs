@@ -51,10 +51,19 @@ pub(super) async fn fetch(
     config: &ImageStoreConfig,
 ) -> Result<Documents, PullError> {
     let fetcher = Fetcher { session, image: reference.to_string(), config };
-    let (name_digest, manifest_bytes, manifest_digest, manifest) = fetcher.manifest(reference).await?;
-    let (config_digest, config_bytes, file) = fetcher.config(manifest_digest, &manifest).await?;
-    let layers = fetcher.layers(manifest_digest, config_digest, &manifest, &file)?;
-    Ok(Documents { name_digest, manifest_bytes, config_digest, config_bytes, config: file, layers })
+    let NamedManifest { name_digest, digest, bytes: manifest_bytes, manifest } = fetcher.manifest(reference).await?;
+    let (config_digest, config_bytes, config) = fetcher.config(digest, &manifest).await?;
+    let layers = fetcher.layers(digest, config_digest, &manifest, &config)?;
+    Ok(Documents { name_digest, manifest_bytes, config_digest, config_bytes, config, layers })
+}
+
+/// A manifest, found by way of a name.
+struct NamedManifest {
+    /// What the name points to: the manifest itself or an index above it.
+    name_digest: Digest,
+    digest: Digest,
+    bytes: Vec<u8>,
+    manifest: Box<OciImageManifest>,
 }
 
 struct Fetcher<'a> {
@@ -65,7 +74,7 @@ struct Fetcher<'a> {
 
 impl Fetcher<'_> {
     /// Follows indexes down to a manifest.
-    async fn manifest(&self, reference: &Reference) -> Result<(Digest, Vec<u8>, Digest, OciImageManifest), PullError> {
+    async fn manifest(&self, reference: &Reference) -> Result<NamedManifest, PullError> {
         let mut name = reference.manifest_name();
         let mut expected = reference.digest();
         let mut name_digest = None;
@@ -73,7 +82,10 @@ impl Fetcher<'_> {
             let (digest, content_type, bytes) = self.one_manifest(&name, expected).await?;
             let parsed = registry::parse(&bytes, content_type.as_deref(), self.config.limits.layers);
             match parsed.map_err(|cause| self.bad_manifest(digest, cause))? {
-                Document::Image(manifest) => return Ok((name_digest.unwrap_or(digest), bytes, digest, manifest)),
+                Document::Image(manifest) => {
+                    let name_digest = name_digest.unwrap_or(digest);
+                    return Ok(NamedManifest { name_digest, digest, bytes, manifest });
+                }
                 Document::Index(index) => {
                     name_digest.get_or_insert(digest);
                     let entry = registry::choose(&index, &self.config.platform)
@@ -159,6 +171,7 @@ impl Fetcher<'_> {
             return Ok(());
         }
         let (image, host, what) = (self.image.clone(), self.session.host().to_owned(), what.to_owned());
+        let (expected, found) = (Box::new(expected), Box::new(found));
         Err(PullError::DigestMismatch { image, host, what, expected, found })
     }
 

@@ -5,7 +5,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
+
 use super::document::LayerSource;
+use crate::image::background::Background;
 use crate::image::config::ImageLimits;
 use crate::image::digest::Digest;
 use crate::image::error::{StoreError, is_disk_full};
@@ -28,6 +31,44 @@ pub(super) enum IngestError {
     DiffId(Digest),
     /// Files.
     Store(StoreError),
+}
+
+type Task = JoinHandle<Result<Ingested, IngestError>>;
+
+/// The tar sides of downloads that were dropped. They end by themselves, and their files with them.
+pub(super) type Cancelled = Arc<Background<Result<Ingested, IngestError>>>;
+
+/// A tar side under way; dropped, it is among the cancelled.
+pub(super) struct Ingesting {
+    task: Option<Task>,
+    cancelled: Cancelled,
+}
+
+impl Ingesting {
+    /// Starts `work` on a thread that may block.
+    pub fn start(
+        cancelled: &Cancelled,
+        work: impl FnOnce() -> Result<Ingested, IngestError> + Send + 'static,
+    ) -> Self {
+        Self { task: Some(tokio::task::spawn_blocking(work)), cancelled: cancelled.clone() }
+    }
+
+    /// What became of it.
+    pub async fn finish(mut self) -> Result<Result<Ingested, IngestError>, String> {
+        let Some(task) = &mut self.task else { return Err("finished twice".into()) };
+        let result = task.await.map_err(|error| error.to_string());
+        self.task = None;
+        result
+    }
+}
+
+impl Drop for Ingesting {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            self.cancelled.push(task);
+        }
+    }
 }
 
 /// How a media type says that a layer is packed.
@@ -53,7 +94,7 @@ pub(super) fn ingest(
     source: &LayerSource,
     compression: Compression,
     limits: &ImageLimits,
-    mut input: impl Read,
+    input: impl Read,
 ) -> Result<Ingested, IngestError> {
     let (blob, tree) = (TempPath::new(store), TempPath::new(store));
     let file = File::options().create_new(true).read(true).write(true).open(blob.path());
@@ -63,14 +104,12 @@ pub(super) fn ingest(
         uncompressed_bytes: limits.layer_bytes,
         ..LayerLimits::default()
     };
-    let layer = layer::ingest(&mut input, compression, &mut writer, &limits).map_err(|error| sort(&blob, error))?;
-    // The digest of the compressed stream covers what may follow the end of the archive.
-    io::copy(&mut input, &mut io::sink()).map_err(|error| IngestError::Layer(error.to_string()))?;
+    let layer = layer::ingest(input, compression, &mut writer, &limits).map_err(|error| sort(&blob, error))?;
     let file = writer.finish().map_err(failed("writing", &blob))?;
     if layer.diff_id != source.diff_id {
         return Err(IngestError::DiffId(layer.diff_id));
     }
-    let encoded = layer.tree.encode();
+    let encoded = layer.tree.to_bytes();
     let mut out = File::create_new(tree.path()).map_err(failed("creating", &tree))?;
     out.write_all(&encoded).map_err(failed("writing", &tree))?;
     let blocks = |file: &File| file.metadata().map(|m| m.blocks() * 512);
@@ -95,5 +134,5 @@ fn sort(blob: &TempPath, error: layer::LayerError) -> IngestError {
         let full = io::Error::from(io::ErrorKind::StorageFull);
         return IngestError::Store(StoreError::io("writing", blob.path())(full));
     }
-    IngestError::Layer(crate::image::error::chain(&error))
+    IngestError::Layer(crate::error_text(&error))
 }

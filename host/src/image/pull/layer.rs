@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 
 use super::channel::{self, Sender};
 use super::document::LayerSource;
-use super::ingest::{self, IngestError, Ingested};
+use super::ingest::{self, IngestError, Ingested, Ingesting};
 use super::meter::Meter;
 use super::Puller;
 use crate::image::digest::{Digest, Hasher};
@@ -67,10 +67,10 @@ impl Puller {
         let compression = ingest::compression(&job.source.media_type).map_err(|reason| job.bad_layer(reason))?;
         let (sender, receiver) = channel::channel();
         let (store, source, limits) = (self.store.clone(), job.source.clone(), self.config.limits);
-        let ingest =
-            tokio::task::spawn_blocking(move || ingest::ingest(&store, &source, compression, &limits, receiver));
+        let work = move || ingest::ingest(&store, &source, compression, &limits, receiver);
+        let ingesting = Ingesting::start(&self.cancelled, work);
         let streamed = Stream::new(job).run(sender).await;
-        let ingested = ingest.await.map_err(|e| job.internal(&e))?;
+        let ingested = ingesting.finish().await.map_err(|e| job.internal(&e))?;
         let ingested = job.judge(streamed, ingested)?;
         let (store, image) = (self.store.clone(), job.image.clone());
         let place = move || store.place_layer(ingested.record, ingested.blob, ingested.tree);
@@ -104,6 +104,7 @@ impl LayerJob {
 
     fn mismatch(&self, what: String, expected: Digest, found: Digest) -> PullError {
         let (image, host) = (self.image.clone(), self.session.host().to_owned());
+        let (expected, found) = (Box::new(expected), Box::new(found));
         PullError::DigestMismatch { image, host, what, expected, found }
     }
 
@@ -163,7 +164,7 @@ impl<'a> Stream<'a> {
             let chunk = match tokio::time::timeout(stall, response.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Ok(End::Broken("the registry ended the transfer".into())),
-                Ok(Err(error)) => return Ok(End::Broken(crate::image::error::chain(&error.without_url()))),
+                Ok(Err(error)) => return Ok(End::Broken(crate::error_text(&error.without_url()))),
                 Err(_) => return Ok(End::Broken(format!("no byte came for {} s", stall.as_secs()))),
             };
             let chunk = skipped(chunk, &mut skip);

@@ -35,6 +35,7 @@ pub(crate) struct Puller {
     pulls: Joined<PullKey, Result<ImageId, PullError>>,
     layers: Joined<Digest, Result<Arc<Lease>, PullError>>,
     meters: meter::Meters<PullKey>,
+    cancelled: ingest::Cancelled,
 }
 
 impl Puller {
@@ -47,7 +48,14 @@ impl Puller {
             pulls: Joined::new(),
             layers: Joined::new(),
             meters: meter::Meters::default(),
+            cancelled: ingest::Cancelled::default(),
         }
+    }
+
+    /// Waits for files that dropped pulls and leases left to be deleted.
+    pub async fn settle(&self) {
+        self.cancelled.wait().await;
+        self.store.collecting.wait().await;
     }
 
     /// Pulls, or waits for the same pull of someone else.

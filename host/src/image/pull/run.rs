@@ -1,6 +1,5 @@
 //! One pull from its first request to the image in the index.
 
-use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::document::{self, Documents};
 use super::layer::LayerJob;
 use super::meter::Meter;
 use crate::image::digest::Digest;
-use crate::image::error::{PullError, StoreError, chain};
+use crate::image::error::{PullError, StoreError};
 use crate::image::erofs::{self, BlobRef};
 use crate::image::image::{Image, ImageId};
 use crate::image::layer::Tree;
@@ -46,16 +45,23 @@ impl Puller {
                 meter: meter.clone(),
             })
             .collect();
-        let _layers = try_join_all(jobs.iter().map(|job| self.layer(job))).await?;
+        let layers = try_join_all(jobs.iter().map(|job| self.layer(job))).await;
+        if layers.is_err() {
+            // A caller told of a failure finds nothing half-made.
+            self.settle().await;
+        }
+        let layers = layers?;
 
         let store = self.store.clone();
-        let finish = move || {
-            let id = documents.config_digest;
-            Finish { store, reference, documents }.run().map(|()| id)
-        };
+        let id = documents.config_digest;
+        let finish = move || Finish { store, reference, documents }.run();
         let finished = tokio::task::spawn_blocking(finish).await;
+        if !matches!(finished, Ok(Ok(()))) {
+            drop(layers);
+            self.settle().await;
+        }
         let finished = finished.map_err(|e| PullError::Internal { image: image.clone(), reason: e.to_string() })?;
-        finished.map_err(PullError::store(&image))
+        finished.map(|()| id).map_err(PullError::store(&image))
     }
 }
 
@@ -121,12 +127,12 @@ impl Finish {
     fn tree(&self, record: &LayerRecord) -> Result<Tree, StoreError> {
         let path = self.store.tree_path(&record.diff_id);
         let bytes = std::fs::read(&path).map_err(StoreError::io("reading", &path))?;
-        Tree::decode(&bytes).map_err(|e| self.broken(&e))
+        Tree::from_bytes(&bytes).map_err(|e| self.broken(&e))
     }
 
     fn write_metadata(&self, path: &Path, tree: &Tree, blobs: &[BlobRef]) -> Result<u64, StoreError> {
         let failed = StoreError::io("writing", path);
-        let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create_new(path).map_err(&failed)?);
+        let mut out = std::fs::File::create_new(path).map_err(&failed)?;
         let written = erofs::write(tree, blobs, &mut out).map_err(|e| {
             if crate::image::error::is_disk_full(&e) {
                 failed(std::io::Error::from(std::io::ErrorKind::StorageFull))
@@ -134,12 +140,11 @@ impl Finish {
                 self.broken(&e)
             }
         })?;
-        out.flush().map_err(&failed)?;
         Ok(written.len)
     }
 
-    fn broken(&self, error: &dyn std::error::Error) -> StoreError {
-        StoreError::Metadata { id: self.documents.config_digest, reason: chain(error) }
+    fn broken(&self, error: &(dyn std::error::Error + 'static)) -> StoreError {
+        StoreError::Metadata { id: self.documents.config_digest, reason: crate::error_text(error) }
     }
 }
 

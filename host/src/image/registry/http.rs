@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::redirect::{Attempt, Policy};
 
-use crate::image::error::chain;
+use crate::error_text;
 
 /// Redirects that registries use: to a blob store, at times by way of another.
 const MAX_REDIRECTS: usize = 5;
@@ -45,7 +45,7 @@ impl Http {
             // Such a client must work on machines without CA certificates.
             builder = builder.tls_certs_only([]);
         }
-        builder.build().map_err(|e| chain(&e))
+        builder.build().map_err(|e| error_text(&e))
     }
 }
 

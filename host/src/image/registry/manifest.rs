@@ -14,7 +14,7 @@ const MAX_ENTRIES: usize = 4096;
 /// What a manifest endpoint may answer.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Image(OciImageManifest),
+    Image(Box<OciImageManifest>),
     Index(OciImageIndex),
 }
 
@@ -86,7 +86,7 @@ pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>, max_layers: usize)
             Ok(Document::Index(index))
         };
     }
-    let image: OciImageManifest = serde_json::from_slice(bytes).map_err(malformed)?;
+    let image: Box<OciImageManifest> = serde_json::from_slice(bytes).map_err(malformed)?;
     let found = image.layers.len();
     if found > max_layers {
         return Err(ManifestError::TooMany { what: "layers", found, limit: max_layers });

@@ -25,7 +25,6 @@ impl Backoff {
         Self { used: 0, allowed: allowed.max(1), pause }
     }
 
-
     /// Notes a failure and waits, `after` if the registry said so; an error when no attempt is left.
     pub async fn again(
         &mut self,

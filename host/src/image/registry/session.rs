@@ -11,7 +11,7 @@ use super::challenge::{self, Challenge};
 use super::retry::retry_after;
 use super::{Backoff, Credentials, Endpoint, Http, RegistryError};
 use crate::image::config::ImageStoreConfig;
-use crate::image::error::chain;
+use crate::error_text;
 
 /// Of an error's or a token server's answer.
 const MAX_ERROR_BODY: usize = 8 << 10;
@@ -163,7 +163,7 @@ impl Session {
     async fn answer(&self, builder: reqwest::RequestBuilder) -> Result<Response, String> {
         match tokio::time::timeout(self.stall, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(chain(&error.without_url())),
+            Ok(Err(error)) => Err(error_text(&error.without_url())),
             Err(_) => Err(format!("no answer within {} s", self.stall.as_secs())),
         }
     }
@@ -300,7 +300,7 @@ async fn read(mut response: Response, limit: usize, stall: Duration) -> Result<V
         match tokio::time::timeout(stall, response.chunk()).await {
             Ok(Ok(Some(chunk))) => body.extend_from_slice(&chunk[..chunk.len().min(limit + 1 - body.len())]),
             Ok(Ok(None)) => break,
-            Ok(Err(error)) => return Err(chain(&error.without_url())),
+            Ok(Err(error)) => return Err(error_text(&error.without_url())),
             Err(_) => return Err(format!("no byte within {} s", stall.as_secs())),
         }
     }

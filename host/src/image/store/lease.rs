@@ -68,7 +68,10 @@ impl Drop for Lease {
         let store = self.store.clone();
         // A drop may happen on a thread that must not wait for the disk.
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || store.collect(&unused))),
+            Ok(runtime) => {
+                let task = runtime.spawn_blocking(move || store.collect(&unused));
+                self.store.collecting.push(task);
+            }
             Err(_) => store.collect(&unused),
         }
     }

@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::background::Background;
 use super::digest::Digest;
 use super::error::{OpenError, StoreError};
 use super::image::{Image, ImageId};
@@ -48,6 +49,8 @@ pub(crate) struct Store {
     /// Orders changes of the index and of which files are in place. Taken before `state`.
     files: Mutex<()>,
     next_temporary: AtomicU64,
+    /// Deletions begun by dropped leases.
+    pub(crate) collecting: Background<()>,
     _lock: File,
 }
 
@@ -126,6 +129,7 @@ impl Store {
             state: Mutex::new(State { layers, leases: HashMap::new() }),
             files: Mutex::new(()),
             next_temporary: AtomicU64::new(0),
+            collecting: Background::default(),
             _lock: lock,
         }))
     }
