@@ -203,16 +203,62 @@ fn a_namespace_that_is_gone_does_not_hold_up_del() {
 }
 
 #[test]
-fn a_setup_that_was_cut_off_is_begun_anew() {
+fn a_setup_that_nobody_waits_for_is_still_undone_whole() {
     on_node(&[("10-pods.conflist", BRIDGE)], async |node| {
         let _tap = node.pod("a");
-        let request = node.request("a");
-        // Dropped in the middle of ADD, as a cancelled request is.
-        let _ = tokio::time::timeout(Duration::from_millis(40), node.network.setup(request.clone())).await;
-        node.inside("a", &["sh", "-c", "tc qdisc del dev tap0 ingress 2>/dev/null; true"]);
-        let state = node.restarted().setup(request.clone()).await.unwrap();
-        assert_eq!(state.interfaces.len(), 1);
-        node.network.teardown(request, None).await.unwrap();
+        for milliseconds in [5, 20, 40, 80, 120] {
+            // Dropped in the middle, as a cancelled request is.
+            let limit = Duration::from_millis(milliseconds);
+            let _ = tokio::time::timeout(limit, node.network.setup(node.request("a"))).await;
+            let _ = tokio::time::timeout(limit, node.network.teardown(node.request("a"), None)).await;
+            node.network.teardown(node.request("a"), None).await.unwrap();
+            node.assert_nothing_left_of("a");
+        }
+        let state = node.network.setup(node.request("a")).await.unwrap();
+        // Again over a whole set-up, as after a crash before its result was journaled.
+        let again = node.restarted().setup(node.request("a")).await.unwrap();
+        assert_eq!((again.interfaces.len(), again.network), (1, state.network));
+        node.network.teardown(node.request("a"), None).await.unwrap();
+        node.remove_pod("a");
+        node.assert_nothing_left();
+    });
+}
+
+#[test]
+fn both_families_reach_the_guest() {
+    let list = BRIDGE
+        .replace(r#""ranges": [["#, r#""ranges": [[{"subnet": "fd00:88:7::/64"}], ["#)
+        .replace(r#""routes": ["#, r#""routes": [{"dst": "::/0"}, "#)
+        .replace("\"ipMasq\": true, ", "");
+    on_node(&[("10-pods.conflist", &list)], async |node| {
+        if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            eprintln!("skipped: the kernel has no IPv6");
+            return;
+        }
+        let _tap = node.pod("a");
+        let state = node.network.setup(node.request("a")).await.unwrap();
+        assert_eq!(state.ips, ["fd00:88:7::2", "10.88.7.2"], "the plugins' order decides which is primary");
+        let mut addresses = state.interfaces[0].addresses.clone();
+        addresses.sort();
+        assert_eq!(addresses, ["10.88.7.2/24", "fd00:88:7::2/64"]);
+        let defaults: Vec<_> = state.routes.iter().map(|r| (r.destination.as_str(), r.gateway.as_str())).collect();
+        assert_eq!(defaults, [("0.0.0.0/0", "10.88.7.1"), ("::/0", "fd00:88:7::1")]);
+        node.network.teardown(node.request("a"), Some(&state)).await.unwrap();
+        node.remove_pod("a");
+        node.assert_nothing_left();
+    });
+}
+
+#[test]
+fn the_newest_version_that_every_plugin_has_is_used() {
+    let list = BRIDGE.replace("\"name\"", "\"cniVersions\": [\"0.4.0\", \"1.1.0\"], \"name\"");
+    on_node(&[("10-pods.conflist", &list)], async |node| {
+        node.plugin("bridge", r#"if [ "$CNI_COMMAND" = VERSION ]; then
+            echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0"]}'; else exec /usr/lib/cni/bridge; fi"#);
+        let _tap = node.pod("a");
+        let state = node.network.setup(node.request("a")).await.unwrap();
+        assert!(state.cni_result.contains(r#""cniVersion":"0.4.0""#), "{}", state.cni_result);
+        node.network.teardown(node.request("a"), Some(&state)).await.unwrap();
         node.remove_pod("a");
         node.assert_nothing_left();
     });

@@ -142,7 +142,7 @@ impl Attachment {
 }
 
 fn call(command: &'static str, plugin: &Plugin, network: &Network) -> Call {
-    Call { command, plugin: plugin.kind.clone(), network: network.name.clone(), file: network.file.clone() }
+    Call { command, plugin: plugin.kind.as_str().into(), network: network.name.as_str().into(), file: network.file.as_path().into() }
 }
 
 fn base_input(plugin: &Plugin, network: &Network, version: &str) -> Map<String, Value> {

@@ -13,6 +13,7 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType, RouteVia,
 };
+use netlink_packet_route::tc::TcHandle;
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::state::{Interface, Neighbour, Route};
@@ -78,7 +79,8 @@ pub async fn loopback_up(netns: &Path) -> Result<(), LinkError> {
     inside(netns, |links| async move { links.up("lo", None).await }).await
 }
 
-/// Reads `interfaces` and, for each `(interface, tap)`, sends every frame that arrives at the one out of the other.
+/// Reads `interfaces` and, for each `(interface, tap)`, sends every frame that arrives at the one out of the other,
+/// wherever an earlier call sent it.
 ///
 /// # Errors
 /// When one of them does not exist or the kernel refuses.
@@ -187,6 +189,10 @@ impl Links {
     async fn redirect(&self, from: &str, from_index: u32, to: &str, to_index: u32) -> Result<(), LinkError> {
         let from_index = from_index.cast_signed();
         let failed = |what: &str| self.failed(format!("{what} {from} to {to} (tc ingress, u32, mirred)"));
+        let mut old = self.handle.qdisc().del(from_index);
+        old.message_mut().header.parent = TcHandle::INGRESS;
+        // Refused where there is none; whatever else is wrong, the next request tells.
+        let _ = old.execute().await;
         self.handle.qdisc().add(from_index).ingress().execute().await.map_err(failed("prepare redirecting"))?;
         let filter = self.handle.traffic_filter(from_index).add().parent(INGRESS).protocol(ALL_PROTOCOLS);
         let filter = filter.redirect(to_index).map_err(failed("describe redirecting"))?;

@@ -22,6 +22,7 @@ mod pod;
 pub mod plugin;
 pub mod result;
 pub mod state;
+mod turns;
 
 pub use pod::{NetworkError, NetworkRequest, PodNetwork, Settings};
 pub use state::{Interface, Neighbour, PodNetworkState, Route};

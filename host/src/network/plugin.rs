@@ -29,11 +29,11 @@ pub struct Call {
     /// ADD, DEL, CHECK, STATUS or VERSION.
     pub command: &'static str,
     /// The plugin's type.
-    pub plugin: String,
+    pub plugin: Box<str>,
     /// The network's name.
-    pub network: String,
+    pub network: Box<str>,
     /// The network's configuration file.
-    pub file: PathBuf,
+    pub file: Box<Path>,
 }
 
 impl std::fmt::Display for Call {
@@ -117,7 +117,8 @@ struct Refusal {
 
 impl Runner {
     /// Runs the plugin of `call` with `environment` added to the daemon's own and `input` as standard input; its standard
-    /// output. After the time limit its whole process group is killed, as when the future is dropped.
+    /// output. After the time limit its whole process group is killed. When the future is dropped, a plugin that only looks
+    /// is killed too; one that changes something goes on to its end, as half of its work could be past undoing.
     ///
     /// # Errors
     /// See [`PluginError`].
@@ -141,42 +142,38 @@ impl Runner {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()
             .map_err(failed("start"))?;
-        let mut group = Group::of(child);
+        let mut group = Group { child, kill_on_drop: !matches!(call.command, "ADD" | "DEL") };
         let (mut output, mut stderr) = (Vec::new(), Vec::new());
         match timeout(self.limit, group.converse(input, &mut output, &mut stderr)).await {
             Ok(ended) => {
                 let status = ended.map_err(failed("talk to"))?;
-                group.ended = true;
+                group.kill_on_drop = false;
                 judge(call, status, output, &stderr)
             }
             Err(_) => {
+                group.kill_on_drop = true;
                 Err(PluginError::TimedOut { call: call.clone(), seconds: self.limit.as_secs(), stderr: told(&stderr) })
             }
         }
     }
 
     fn find(&self, call: &Call) -> Result<PathBuf, PluginError> {
-        self.directories.iter().map(|d| d.join(&call.plugin)).find(|p| is_executable(p)).ok_or_else(|| {
+        self.directories.iter().map(|d| d.join(&*call.plugin)).find(|p| is_executable(p)).ok_or_else(|| {
             let searched: Vec<_> = self.directories.iter().map(|d: &PathBuf| Path::display(d).to_string()).collect();
             PluginError::Missing { call: call.clone(), searched: searched.join(", ") }
         })
     }
 }
 
-// A plugin and what it started; killed together unless the plugin ended by itself.
+// A plugin and what it started.
 struct Group {
     child: Child,
-    ended: bool,
+    kill_on_drop: bool,
 }
 
 impl Group {
-    fn of(child: Child) -> Self {
-        Self { child, ended: false }
-    }
-
     async fn converse(
         &mut self,
         input: &[u8],
@@ -210,7 +207,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if self.ended {
+        if !self.kill_on_drop {
             return;
         }
         // The child is not reaped as long as `id` is known, so the group's number cannot belong to others.

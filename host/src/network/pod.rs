@@ -14,6 +14,7 @@ use super::link::{self, LinkError, Observed};
 use super::plugin::Runner;
 use super::result::Answer;
 use super::state::PodNetworkState;
+use super::turns::Turns;
 use crate::error_text;
 
 /// The first interface's name, in every pod.
@@ -85,6 +86,16 @@ pub enum NetworkError {
         /// Its configuration file.
         file: PathBuf,
     },
+    /// The task ended without an answer.
+    #[error("{action} of pod sandbox {id}'s network was interrupted: {why}")]
+    Interrupted {
+        /// The pod sandbox.
+        id: String,
+        /// What ran.
+        action: &'static str,
+        /// A panic, or the daemon's end.
+        why: String,
+    },
     /// The guest has too few network devices.
     #[error("pod sandbox {id}: the CNI plugins of network {network} made interfaces {interfaces}, but the guest has {devices} network device(s)")]
     Devices {
@@ -100,12 +111,24 @@ pub enum NetworkError {
 }
 
 /// The node's pod network.
+///
+/// Set-up and removal run to their end even when the caller stops waiting: a plugin that is killed halfway leaves what its
+/// own DEL does not always find. Operations on one pod wait for each other.
 #[derive(Debug)]
 pub struct PodNetwork {
     directory: Directory,
-    attacher: Attacher,
+    attacher: Arc<Attacher>,
     status: Attacher,
-    asked: Mutex<Option<(Instant, Arc<Network>, Option<String>)>>,
+    asked: Mutex<Option<Asked>>,
+    turns: Turns,
+}
+
+// What the plugins of a network said to STATUS, and when; nothing when they were ready.
+#[derive(Debug, Clone)]
+struct Asked {
+    at: Instant,
+    network: Arc<Network>,
+    why_not: Option<String>,
 }
 
 impl PodNetwork {
@@ -116,9 +139,10 @@ impl PodNetwork {
         let runner = |limit| Runner { directories: plugin_directories.clone(), limit };
         Self {
             directory: Directory::new(&config_directory),
-            attacher: Attacher::new(runner(plugin_limit), &record_directory),
+            attacher: Arc::new(Attacher::new(runner(plugin_limit), &record_directory)),
             status: Attacher::new(runner(plugin_limit.min(STATUS_LIMIT)), &record_directory),
             asked: Mutex::new(None),
+            turns: Turns::default(),
         }
     }
 
@@ -130,15 +154,16 @@ impl PodNetwork {
     pub async fn ready(&self) -> Result<(), NetworkError> {
         let network = self.network()?;
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let why = match asked {
-            Some((at, about, why)) if at.elapsed() < STATUS_AGE && about == network => why,
+        let why_not = match asked {
+            Some(asked) if asked.at.elapsed() < STATUS_AGE && asked.network == network => asked.why_not,
             _ => {
-                let why = self.status.status(&network).await.err().map(|e| error_text(&e));
-                *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), network, why.clone()));
-                why
+                let why_not = self.status.status(&network).await.err().map(|e| error_text(&e));
+                let asked = Asked { at: Instant::now(), network, why_not: why_not.clone() };
+                *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+                why_not
             }
         };
-        why.map_or(Ok(()), |why| Err(NetworkError::NotReady(why)))
+        why_not.map_or(Ok(()), |why| Err(NetworkError::NotReady(why)))
     }
 
     /// Attaches the pod, cross-connects its interfaces with its taps and reads what came of it. What an earlier, unfinished
@@ -157,21 +182,16 @@ impl PodNetwork {
                 file: network.file.clone(),
             });
         }
-        self.attacher.delete(&request.sandbox_id).await?;
-        link::loopback_up(&request.netns).await?;
+        let turn = self.turns.take(&request.sandbox_id).await;
+        let attacher = self.attacher.clone();
+        let id = request.sandbox_id.clone();
         let attachment =
             Attachment::new(&request.sandbox_id, &network, &request.netns, INTERFACE, arguments, capabilities);
-        let (result, answer) = self.attacher.add(attachment).await?;
-        match connect(&request, &network, &answer).await {
-            Ok(observed) => Ok(state(&network, result.to_string(), answer, observed)),
-            Err(error) => {
-                if let Err(undo) = self.attacher.delete(&request.sandbox_id).await {
-                    let id = &request.sandbox_id;
-                    tracing::warn!(sandbox = %id, error = %error_text(&undo), "undoing a failed network set-up failed too");
-                }
-                Err(error)
-            }
-        }
+        let work = tokio::spawn(async move {
+            let _turn = turn;
+            attach(&attacher, &network, attachment, &request).await
+        });
+        work.await.map_err(|e| NetworkError::Interrupted { id, action: "set-up", why: e.to_string() })?
     }
 
     /// CNI CHECK: whether the plugins find the pod's network as they left it.
@@ -179,6 +199,7 @@ impl PodNetwork {
     /// # Errors
     /// What the first plugin misses.
     pub async fn check(&self, sandbox_id: &str) -> Result<(), NetworkError> {
+        let _turn = self.turns.take(sandbox_id).await;
         Ok(self.attacher.check(sandbox_id).await?)
     }
 
@@ -192,7 +213,13 @@ impl PodNetwork {
         request: NetworkRequest,
         _state: Option<&PodNetworkState>,
     ) -> Result<(), NetworkError> {
-        Ok(self.attacher.delete(&request.sandbox_id).await?)
+        let turn = self.turns.take(&request.sandbox_id).await;
+        let (attacher, id) = (self.attacher.clone(), request.sandbox_id.clone());
+        let work = tokio::spawn(async move {
+            let _turn = turn;
+            attacher.delete(&request.sandbox_id).await
+        });
+        Ok(work.await.map_err(|e| NetworkError::Interrupted { id, action: "removal", why: e.to_string() })??)
     }
 
     /// Ids of pods that have a record here, for finding those that the daemon no longer knows.
@@ -216,6 +243,27 @@ fn nothing(directory: &Directory, loaded: &Loaded) -> String {
     }
     let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
     format!("no valid CNI configuration in {path}: {}", problems.join("; "))
+}
+
+async fn attach(
+    attacher: &Attacher,
+    network: &Network,
+    attachment: Attachment,
+    request: &NetworkRequest,
+) -> Result<PodNetworkState, NetworkError> {
+    let id = &request.sandbox_id;
+    attacher.delete(id).await?;
+    link::loopback_up(&request.netns).await?;
+    let (result, answer) = attacher.add(attachment).await?;
+    match connect(request, network, &answer).await {
+        Ok(observed) => Ok(state(network, result.to_string(), answer, observed)),
+        Err(error) => {
+            if let Err(undo) = attacher.delete(id).await {
+                tracing::warn!(sandbox = %id, error = %error_text(&undo), "undoing a failed network set-up failed too");
+            }
+            Err(error)
+        }
+    }
 }
 
 async fn connect(request: &NetworkRequest, network: &Network, answer: &Answer) -> Result<Observed, NetworkError> {

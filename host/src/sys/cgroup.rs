@@ -239,4 +239,21 @@ mod tests {
         }
         assert_eq!(hierarchy.cgroup(Path::new("a/b")).unwrap().path(), Path::new("/nowhere/a/b"));
     }
+
+    #[test]
+    fn what_is_in_a_cgroup_ends_with_it() {
+        let name = PathBuf::from(format!("bulkhead-test-{}", std::process::id()));
+        let made = Hierarchy::discover().and_then(|hierarchy| hierarchy.create(&name.join("pod")).map(|pod| (hierarchy, pod)));
+        let (hierarchy, pod) = match made {
+            Ok(made) => made,
+            Err(error) => return eprintln!("skipped: {}", crate::error_text(&error)),
+        };
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        pod.add_process(i32::try_from(child.id()).unwrap()).unwrap();
+        let parent = hierarchy.cgroup(&name).unwrap();
+        parent.remove(Duration::from_secs(10)).unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert!(!parent.path().exists());
+        parent.remove(Duration::ZERO).unwrap();
+    }
 }

@@ -81,3 +81,53 @@ fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs, openat};
+    use rustix::mount::{UnmountFlags, mount, unmount};
+
+    struct Mounted(PathBuf);
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = unmount(&self.0, UnmountFlags::DETACH);
+        }
+    }
+
+    fn create_in(tree: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
+        openat(tree, name, OFlags::CREATE | OFlags::WRONLY, Mode::from_raw_mode(0o600))
+    }
+
+    #[test]
+    fn a_clone_is_as_restricted_as_asked() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        mount("bulkhead-test", &below, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        let _mounted = Mounted(below);
+
+        let open = clone_tree(directory.path(), Access::ReadWrite).unwrap();
+        let flags = fstatvfs(&open).unwrap().f_flag;
+        assert!(flags.contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV), "{flags:?}");
+        create_in(&open, "file").unwrap();
+        create_in(&open, "below/file").unwrap();
+
+        let shallow = clone_tree(directory.path(), Access::ReadOnly).unwrap();
+        assert_eq!(create_in(&shallow, "other").unwrap_err(), rustix::io::Errno::ROFS);
+        create_in(&shallow, "below/other").unwrap();
+
+        let deep = clone_tree(directory.path(), Access::RecursiveReadOnly).unwrap();
+        assert_eq!(create_in(&deep, "below/third").unwrap_err(), rustix::io::Errno::ROFS);
+
+        let file = clone_tree(&directory.path().join("file"), Access::ReadOnly).unwrap();
+        assert!(fstatvfs(&file).unwrap().f_flag.contains(StatVfsMountFlags::RDONLY));
+        let missing = clone_tree(Path::new("/no/such/volume"), Access::ReadWrite).unwrap_err();
+        assert_eq!(missing.to_string(), "cannot clone the mount at /no/such/volume");
+    }
+}

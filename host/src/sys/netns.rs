@@ -95,7 +95,7 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
 /// Whether a namespace is bound to `path`.
 #[must_use]
 pub fn exists(path: &Path) -> bool {
-    matches!(statfs(path), Ok(StatFs { f_type, .. }) if i64::from(f_type) == NSFS_MAGIC)
+    matches!(statfs(path), Ok(StatFs { f_type, .. }) if f_type == NSFS_MAGIC)
 }
 
 /// Unbinds the namespace at `path` and deletes the file. Nothing there is success.

@@ -150,17 +150,27 @@ impl Node {
 
     /// No device but the loopback and the plugins' bridge, no rule that names a pod, no address in use, no file of ours.
     pub fn assert_nothing_left(&self) {
+        self.assert_empty("netns");
+        self.assert_nothing_left_of("a");
+    }
+
+    /// As [`Self::assert_nothing_left`], but the pod's namespace may still be there.
+    pub fn assert_nothing_left_of(&self, pod: &str) {
         let links = run(&["ip", "-o", "link"]);
         let names: Vec<&str> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
         assert!(names.iter().all(|name| ["lo", "bh0"].contains(name)), "{names:?}");
-        assert!(!self.rules().contains("10.88.7.2"), "{}", self.rules());
-        for directory in ["netns", "records", "ipam/pods"] {
-            let entries = fs::read_dir(self.directory().join(directory)).into_iter().flatten().flatten();
-            // host-local keeps its lock and the last address it gave out.
-            let files: Vec<String> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
-            let ours: Vec<&String> = files.iter().filter(|f| *f != "lock" && !f.starts_with("last_reserved_ip")).collect();
-            assert!(ours.is_empty(), "{directory}: {ours:?}");
-        }
+        let rules = self.rules();
+        assert!(!rules.contains("10.88.7.") && !rules.contains(&format!("id: \\\"{pod}\\\"")), "{rules}");
+        self.assert_empty("records");
+        self.assert_empty("ipam/pods");
+    }
+
+    fn assert_empty(&self, directory: &str) {
+        let entries = fs::read_dir(self.directory().join(directory)).into_iter().flatten().flatten();
+        // host-local keeps its lock and the last address it gave out.
+        let files: Vec<String> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
+        let ours: Vec<&String> = files.iter().filter(|f| *f != "lock" && !f.starts_with("last_reserved_ip")).collect();
+        assert!(ours.is_empty(), "{directory}: {ours:?}");
     }
 }
 

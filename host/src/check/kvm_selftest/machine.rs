@@ -57,8 +57,8 @@ pub enum Word {
 }
 
 impl Machine {
-    /// Builds it.
-    pub fn new() -> Result<Self, SelfTestError> {
+    /// Builds it; it starts at an offset in the payload.
+    pub fn new(entry: u64) -> Result<Self, SelfTestError> {
         let failed = |action| move |e: kvm_ioctls::Error| SelfTestError::Prepare { action, source: e.into() };
         let kvm = Kvm::new().map_err(|e| SelfTestError::Open(e.into()))?;
         let vm = kvm.create_vm().map_err(failed("create a VM"))?;
@@ -83,8 +83,11 @@ impl Machine {
         let mut special = vcpu.get_sregs().map_err(failed("read the vCPU's registers"))?;
         long_mode(&mut special, xsave);
         vcpu.set_sregs(&special).map_err(failed("put the vCPU into long mode"))?;
+        if xsave {
+            enable_features(&vcpu).map_err(failed("enable xsave"))?;
+        }
         let mut registers = vcpu.get_regs().map_err(failed("read the vCPU's registers"))?;
-        registers.rip = CODE + payload::layout().entry;
+        registers.rip = CODE + entry;
         registers.rsp = STACK_TOP;
         registers.rdi = u64::from(xsave);
         registers.rflags = 2;
@@ -151,6 +154,15 @@ fn gate(target: u64) -> [u8; 16] {
     bytes[..8].copy_from_slice(&low.to_le_bytes());
     bytes[8..].copy_from_slice(&(target >> 32).to_le_bytes());
     bytes
+}
+
+// Not by xsetbv in the guest: QEMU's emulated SVM does not show it to a nested KVM, which then forgets it.
+fn enable_features(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    let mut registers = vcpu.get_xcrs()?;
+    registers.nr_xcrs = 1;
+    registers.xcrs[0].xcr = 0;
+    registers.xcrs[0].value = payload::XSAVE_FEATURES;
+    vcpu.set_xcrs(&registers)
 }
 
 fn long_mode(registers: &mut kvm_sregs, xsave: bool) {

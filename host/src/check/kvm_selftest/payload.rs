@@ -18,6 +18,8 @@ pub const TIMER_VECTOR: u8 = 0x40;
 pub const STUBS: usize = 32;
 /// Size of a stub in bytes.
 pub const STUB_SIZE: usize = 16;
+/// What xsave saves, as in XCR0: x87 and SSE.
+pub const XSAVE_FEATURES: u64 = 3;
 /// 16 zero bytes for `cmpxchg16b`, and a page later the area of `xsave`.
 pub const DATA: u64 = 0x8000;
 
@@ -27,11 +29,12 @@ global_asm!(
     ".balign 16",
     ".globl bulkhead_kvm_selftest_start",
     "bulkhead_kvm_selftest_start:",
-    // Where things are, for the host: see `Layout`.
+    // Where things are, for the host: see `Layout` and `halt`.
     ".long 10f - bulkhead_kvm_selftest_start",
     ".long 60f - bulkhead_kvm_selftest_start",
     ".long 70f - bulkhead_kvm_selftest_start",
     ".long 90f - bulkhead_kvm_selftest_start",
+    ".long 55f - bulkhead_kvm_selftest_start",
     // 1: 64-bit code runs.
     "10: mov al, 1",
     "out {step}, al",
@@ -60,10 +63,8 @@ global_asm!(
     "movq xmm0, rbx",
     "test edi, edi",
     "jz 20f",
-    "xor ecx, ecx",
     "xor edx, edx",
-    "mov eax, 3",
-    "xsetbv",
+    "mov eax, {features}",
     "xsave64 [rsi + 0x1000]",
     "pxor xmm0, xmm0",
     "xrstor64 [rsi + 0x1000]",
@@ -123,6 +124,7 @@ global_asm!(
     wrong = const WRONG,
     timer = const TIMER_VECTOR,
     data = const DATA,
+    features = const XSAVE_FEATURES,
     stubs = const STUBS,
     stub_size = const STUB_SIZE,
 );
@@ -159,9 +161,18 @@ pub fn bytes() -> &'static [u8] {
 /// Reads the table at the payload's start.
 #[must_use]
 pub fn layout() -> Layout {
-    let mut words = bytes().chunks_exact(4).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
-    let mut next = || words.next().unwrap_or_default();
-    Layout { entry: next(), breakpoint: next(), timer: next(), stubs: next() }
+    Layout { entry: offset(0), breakpoint: offset(1), timer: offset(2), stubs: offset(3) }
+}
+
+/// Where the guest would halt for ever.
+#[cfg(test)]
+pub fn halt() -> u64 {
+    offset(4)
+}
+
+fn offset(index: usize) -> u64 {
+    let word = bytes().chunks_exact(4).nth(index).unwrap_or_default();
+    word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -171,7 +182,7 @@ mod tests {
     #[test]
     fn the_table_points_into_the_payload() {
         let layout = layout();
-        assert_eq!(layout.entry, 16);
+        assert_eq!(layout.entry, 20);
         assert!(layout.entry < layout.breakpoint && layout.breakpoint < layout.timer && layout.timer < layout.stubs);
         assert_eq!(bytes().len() as u64, layout.stubs + (STUBS * STUB_SIZE) as u64);
         // iretq ends the breakpoint's handler, and `mov al, 31` starts the last stub.

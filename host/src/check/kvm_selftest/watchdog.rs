@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::machine::{Machine, Word};
+use super::payload;
 use super::{SelfTestError, Step};
 
 /// Between kicks. One that arrives just before the vCPU enters the kernel has no effect, so the next must come soon.
@@ -26,6 +27,10 @@ struct Shared {
 
 /// The self-test with a wall-clock limit.
 pub fn run(limit: Duration) -> Result<Duration, SelfTestError> {
+    run_from(payload::layout().entry, limit)
+}
+
+fn run_from(entry: u64, limit: Duration) -> Result<Duration, SelfTestError> {
     let prepare = |action| move |source: io::Error| SelfTestError::Prepare { action, source };
     let signal = libc::SIGRTMIN() + 5;
     ignore_but_interrupt(signal).map_err(prepare("install a signal handler"))?;
@@ -35,7 +40,7 @@ pub fn run(limit: Duration) -> Result<Duration, SelfTestError> {
     let started = Instant::now();
     let thread = thread::Builder::new()
         .name("kvm-selftest".to_owned())
-        .spawn(move || run_guest(&guest, &sender))
+        .spawn(move || run_guest(entry, &guest, &sender))
         .map_err(prepare("start a thread"))?;
     let outcome = receiver.recv_timeout(limit).or_else(|e| match e {
         RecvTimeoutError::Timeout => kick(&thread, signal, &shared, &receiver, limit),
@@ -58,8 +63,8 @@ pub fn run(limit: Duration) -> Result<Duration, SelfTestError> {
 // `None` is success, `Some` says how the guest ended.
 type Outcome = Result<Option<String>, SelfTestError>;
 
-fn run_guest(shared: &Shared, sender: &Sender<Outcome>) {
-    let outcome = Machine::new().map(|mut machine| converse(&mut machine, shared));
+fn run_guest(entry: u64, shared: &Shared, sender: &Sender<Outcome>) {
+    let outcome = Machine::new(entry).map(|mut machine| converse(&mut machine, shared));
     // Without a receiver nobody waits any more.
     let _ = sender.send(outcome);
 }
@@ -113,4 +118,31 @@ fn ignore_but_interrupt(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: `action` is initialised and outlives the call; its handler does nothing, so it is safe at any point.
     let result = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_hangs_is_stopped() {
+        let (limit, started) = (Duration::from_millis(100), Instant::now());
+        match run_from(payload::halt(), limit) {
+            Err(SelfTestError::Failed { step, how, .. }) => {
+                assert_eq!((step, how.as_str()), (Step::LongMode, "it hung and was stopped"));
+                assert!(started.elapsed() >= limit);
+            }
+            Err(error @ (SelfTestError::Open(_) | SelfTestError::Prepare { .. })) => {
+                eprintln!("skipped: {}", crate::error_text(&error));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_verdict_comes_in_time() {
+        let started = Instant::now();
+        let verdict = run(super::super::LIMIT);
+        assert!(started.elapsed() < super::super::LIMIT * 3, "{verdict:?} after {:?}", started.elapsed());
+    }
 }
