@@ -57,7 +57,8 @@ impl Snapshot {
     }
 
     /// What is there now and was not before.
-    fn grown(&self, before: &Self) -> Vec<String> {
+    #[must_use]
+    pub fn grown(&self, before: &Self) -> Vec<String> {
         let mut grown: Vec<String> = self.things.difference(&before.things).cloned().collect();
         for (kind, count) in &self.descriptors {
             let earlier = before.descriptors.get(kind).copied().unwrap_or(0);
