@@ -40,7 +40,9 @@ pub enum InvalidReference {
     #[error("repository {0:?} has upper-case letters: repository names are lower case")]
     Uppercase(String),
     /// A part between slashes breaks the grammar.
-    #[error("repository part {0:?} must be lower-case letters and digits, with single '.', '_', '__' or dashes between them")]
+    #[error(
+        "repository part {0:?} must be lower-case letters and digits, with single '.', '_', '__' or dashes between them"
+    )]
     Component(String),
     /// The registry's name or port.
     #[error("registry {0:?} is no host[:port]")]
@@ -59,8 +61,7 @@ pub enum InvalidReference {
 impl Reference {
     /// Parses `text`; a name without tag and digest gets `:latest`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
-        Self::parse_parts(text)
-            .map_err(|reason| ReferenceError { text: text.chars().take(300).collect(), reason })
+        Self::parse_parts(text).map_err(|reason| ReferenceError { text: text.chars().take(300).collect(), reason })
     }
 
     fn parse_parts(text: &str) -> Result<Self, InvalidReference> {
@@ -166,11 +167,7 @@ impl fmt::Display for Reference {
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some(("index.docker.io", rest)) => (DEFAULT_REGISTRY, rest),
-        Some((first, rest))
-            if first == "localhost" || first.contains(['.', ':']) =>
-        {
-            (first, rest)
-        }
+        Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) => (first, rest),
         _ => (DEFAULT_REGISTRY, name),
     }
 }

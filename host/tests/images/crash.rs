@@ -41,9 +41,10 @@ async fn a_killed_pull_leaves_nothing() {
     let written = || {
         let files = if place.root().join("tmp").exists() { place.files() } else { Vec::new() };
         let placed = files.iter().any(|f| f.ends_with(".tree"));
-        let half = files.iter().filter(|f| f.starts_with("tmp/")).any(|f| {
-            std::fs::metadata(place.root().join(f)).is_ok_and(|m| m.len() >= 1 << 20)
-        });
+        let half = files
+            .iter()
+            .filter(|f| f.starts_with("tmp/"))
+            .any(|f| std::fs::metadata(place.root().join(f)).is_ok_and(|m| m.len() >= 1 << 20));
         placed && half
     };
     while !written() {

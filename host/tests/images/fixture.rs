@@ -103,7 +103,11 @@ impl Recipe {
     }
 
     fn media_type(&self, oci: &str, docker: &str) -> String {
-        if self.docker { format!("application/vnd.docker.{docker}") } else { format!("application/vnd.oci.image.{oci}") }
+        if self.docker {
+            format!("application/vnd.docker.{docker}")
+        } else {
+            format!("application/vnd.oci.image.{oci}")
+        }
     }
 
     pub fn build(&self) -> Built {

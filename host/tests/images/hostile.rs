@@ -106,10 +106,7 @@ async fn more_bytes_than_announced() {
     let images = place.open().await;
     let why = failure(&place, &images, &format!("{}/app:1", server.host())).await;
     let size = built.layers[0].bytes.len();
-    assert!(
-        why.contains(&format!("sent more than the {size} bytes")) || why.contains("has digest"),
-        "{why}"
-    );
+    assert!(why.contains(&format!("sent more than the {size} bytes")) || why.contains("has digest"), "{why}");
     drop((images, server));
     place.close();
 }

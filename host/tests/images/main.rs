@@ -2,7 +2,10 @@
 //!
 //! Every test has its own registry, store and directory, and proves at its end that none of it is left.
 
+#![allow(clippy::unwrap_used)] // a test says by panicking that it failed
+
 mod auth;
+mod bench;
 mod concurrent;
 mod crash;
 mod fixture;

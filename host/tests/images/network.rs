@@ -33,16 +33,20 @@ async fn a_transfer_that_keeps_breaking_or_stalls() {
     let size = built.layers[0].bytes.len();
     for silent in [false, true] {
         let blob = format!("/v2/app/blobs/{}", built.layers[0].digest());
-        let server = Server::start(Content::of("app", "1", &built), move |request| match (request.path == blob, silent) {
-            (false, _) => Reply::Honest,
-            (true, false) => Reply::Cut(50_000),
-            (true, true) => Reply::Silent(50_000),
-        });
+        let server =
+            Server::start(Content::of("app", "1", &built), move |request| match (request.path == blob, silent) {
+                (false, _) => Reply::Honest,
+                (true, false) => Reply::Cut(50_000),
+                (true, true) => Reply::Silent(50_000),
+            });
         let place = Place::new(&server.host());
         let images = place.open().await;
         let why = failure(&place, &images, &format!("{}/app:1", server.host())).await;
         let digest = format!("layer 1 of 1 ({})", built.layers[0].digest());
-        assert_says(&why, &[&digest, &format!("broke off after 100000 of {size} bytes"), "(2 attempts)", &server.host()]);
+        assert_says(
+            &why,
+            &[&digest, &format!("broke off after 100000 of {size} bytes"), "(2 attempts)", &server.host()],
+        );
         if silent {
             assert_says(&why, &["no byte came for 1 s"]);
         }
@@ -54,10 +58,12 @@ async fn a_transfer_that_keeps_breaking_or_stalls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_registry_is_asked_again_when_it_says() {
     let built = sample();
-    let server = Server::start(Content::of("app", "1", &built), |request| match (request.path.contains("/blobs/"), request.before) {
-        (false, 0) => Reply::Whole(429, vec![("Retry-After", "1".into())], b"busy".to_vec()),
-        (true, 0) => Reply::Whole(503, vec![], vec![]),
-        _ => Reply::Honest,
+    let server = Server::start(Content::of("app", "1", &built), |request| {
+        match (request.path.contains("/blobs/"), request.before) {
+            (false, 0) => Reply::Whole(429, vec![("Retry-After", "1".into())], b"busy".to_vec()),
+            (true, 0) => Reply::Whole(503, vec![], vec![]),
+            _ => Reply::Honest,
+        }
     });
     let place = Place::new(&server.host());
     let images = place.open().await;
@@ -114,7 +120,10 @@ async fn an_image_that_is_not_there() {
     let images = place.open().await;
     let why = failure(&place, &images, &format!("{}/app:2", server.host())).await;
     let host = server.host();
-    assert_says(&why, &[&format!("image {host}/app:2 does not exist in registry {host}: manifest 2 was not found: manifest unknown")]);
+    assert_says(
+        &why,
+        &[&format!("image {host}/app:2 does not exist in registry {host}: manifest 2 was not found: manifest unknown")],
+    );
     let why = failure(&place, &images, &format!("{host}/app:1")).await;
     assert_says(&why, &["layer 1 of 1 (sha256:", "was not found"]);
     drop((images, server));

@@ -34,7 +34,10 @@ async fn the_life_of_an_image() {
     }
     assert!(images.find(&format!("{}/team/app:2", registry.host())).is_none());
     assert_eq!(image.config.image_user(), Some(ImageUser::Uid(1000)));
-    assert_eq!((image.config.env, image.config.cmd), (vec!["A=b".to_owned()], vec!["-c".to_owned(), "true".to_owned()]));
+    assert_eq!(
+        (image.config.env, image.config.cmd),
+        (vec!["A=b".to_owned()], vec!["-c".to_owned(), "true".to_owned()])
+    );
     assert_eq!(image.config.exposed_ports, ["80/tcp"]);
     assert_eq!(image.created.as_deref(), Some("2026-01-02T03:04:05Z"));
     assert!(image.size_bytes >= 300_000 && image.size_bytes < 400_000, "{}", image.size_bytes);
@@ -80,7 +83,9 @@ async fn every_packing_and_both_formats() {
 async fn an_index_gives_the_platforms_image() {
     for docker in [false, true] {
         let Some(registry) = Registry::start(false) else { return };
-        let of = |architecture| Recipe { docker, architecture, ..Recipe::new(vec![tar(&[("a", architecture.as_bytes())])]) }.build();
+        let of = |architecture| {
+            Recipe { docker, architecture, ..Recipe::new(vec![tar(&[("a", architecture.as_bytes())])]) }.build()
+        };
         let (arm, amd) = (of("arm64"), of("amd64"));
         registry.push("multi", "arm", &arm);
         registry.push("multi", "amd", &amd);
@@ -121,8 +126,9 @@ async fn shared_layers_are_fetched_and_stored_once() {
     pull(&images, &name("one")).await.unwrap();
     pull(&images, &name("two")).await.unwrap();
     assert_eq!(server.asked(&one.layers[0].digest().to_string()).len(), 1);
+    let before = server.asked("").len();
     pull(&images, &name("two")).await.unwrap();
-    assert_eq!(server.asked(&two.layers[1].digest().to_string()).len(), 1);
+    assert_eq!(server.asked("").len(), before + 1, "the manifest alone says that nothing has changed");
 
     images.remove(&name("one")).await.unwrap();
     let blobs = place.files().into_iter().filter(|f| f.starts_with("blobs/sha256/")).count();

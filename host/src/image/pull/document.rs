@@ -9,6 +9,7 @@ use crate::image::error::PullError;
 use crate::image::image::{ConfigFile, ImageLayer};
 use crate::image::reference::Reference;
 use crate::image::registry::{self, Document, ManifestError, Request, Session};
+use crate::image::store::Store;
 
 const MAX_MANIFEST: usize = 4 << 20;
 const MAX_CONFIG: usize = 8 << 20;
@@ -49,8 +50,9 @@ pub(super) async fn fetch(
     session: &Session,
     reference: &Reference,
     config: &ImageStoreConfig,
+    store: &Store,
 ) -> Result<Documents, PullError> {
-    let fetcher = Fetcher { session, image: reference.to_string(), config };
+    let fetcher = Fetcher { session, image: reference.to_string(), config, store };
     let NamedManifest { name_digest, digest, bytes: manifest_bytes, manifest } = fetcher.manifest(reference).await?;
     let (config_digest, config_bytes, config) = fetcher.config(digest, &manifest).await?;
     let layers = fetcher.layers(digest, config_digest, &manifest, &config)?;
@@ -70,6 +72,7 @@ struct Fetcher<'a> {
     session: &'a Session,
     image: String,
     config: &'a ImageStoreConfig,
+    store: &'a Store,
 }
 
 impl Fetcher<'_> {
@@ -127,18 +130,25 @@ impl Fetcher<'_> {
             return Err(self.bad_manifest(manifest_digest, ManifestError::MediaType(media_type)));
         }
         let expected = self.digest(manifest_digest, &descriptor.digest)?;
-        let (path, what) = (format!("blobs/{expected}"), format!("image configuration {expected}"));
-        let request = Request { path: &path, what: &what, accept: None, from: 0 };
-        let (_, bytes) = self.session.fetch(request, MAX_CONFIG).await.map_err(|e| self.registry(e))?;
-        self.check(&what, expected, Digest::of(&bytes))?;
-        let file: ConfigFile =
-            serde_json::from_slice(&bytes).map_err(|e| self.bad_config(expected, e.to_string()))?;
+        let bytes = match self.store.config(&expected).await {
+            Some(bytes) => bytes,
+            None => self.config_bytes(expected).await?,
+        };
+        let file: ConfigFile = serde_json::from_slice(&bytes).map_err(|e| self.bad_config(expected, e.to_string()))?;
         let wanted = &self.config.platform;
         let fits = |has: &str, wanted: &str| has.is_empty() || has == wanted;
         if !fits(&file.os, &wanted.os) || !fits(&file.architecture, &wanted.architecture) {
             return Err(self.no_platform(vec![file.platform()]));
         }
         Ok((expected, bytes, file))
+    }
+
+    async fn config_bytes(&self, expected: Digest) -> Result<Vec<u8>, PullError> {
+        let (path, what) = (format!("blobs/{expected}"), format!("image configuration {expected}"));
+        let request = Request { path: &path, what: &what, accept: None, from: 0 };
+        let (_, bytes) = self.session.fetch(request, MAX_CONFIG).await.map_err(|e| self.registry(e))?;
+        self.check(&what, expected, Digest::of(&bytes))?;
+        Ok(bytes)
     }
 
     /// The manifest's layers with the configuration's diff ids.

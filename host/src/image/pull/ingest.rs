@@ -46,10 +46,7 @@ pub(super) struct Ingesting {
 
 impl Ingesting {
     /// Starts `work` on a thread that may block.
-    pub fn start(
-        cancelled: &Cancelled,
-        work: impl FnOnce() -> Result<Ingested, IngestError> + Send + 'static,
-    ) -> Self {
+    pub fn start(cancelled: &Cancelled, work: impl FnOnce() -> Result<Ingested, IngestError> + Send + 'static) -> Self {
         Self { task: Some(tokio::task::spawn_blocking(work)), cancelled: cancelled.clone() }
     }
 
@@ -84,7 +81,12 @@ pub(super) fn compression(media_type: &str) -> Result<Compression, String> {
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
-        other => return Err(format!("its media type {:?} is none of a layer's", other.chars().take(100).collect::<String>())),
+        other => {
+            return Err(format!(
+                "its media type {:?} is none of a layer's",
+                other.chars().take(100).collect::<String>()
+            ));
+        }
     })
 }
 
@@ -99,11 +101,8 @@ pub(super) fn ingest(
     let (blob, tree) = (TempPath::new(store), TempPath::new(store));
     let file = File::options().create_new(true).read(true).write(true).open(blob.path());
     let mut writer = BlobWriter::new(file.map_err(failed("creating", &blob))?);
-    let limits = LayerLimits {
-        entries: limits.layer_entries,
-        uncompressed_bytes: limits.layer_bytes,
-        ..LayerLimits::default()
-    };
+    let limits =
+        LayerLimits { entries: limits.layer_entries, uncompressed_bytes: limits.layer_bytes, ..LayerLimits::default() };
     let layer = layer::ingest(input, compression, &mut writer, &limits).map_err(|error| sort(&blob, error))?;
     let file = writer.finish().map_err(failed("writing", &blob))?;
     if layer.diff_id != source.diff_id {
@@ -114,12 +113,8 @@ pub(super) fn ingest(
     out.write_all(&encoded).map_err(failed("writing", &tree))?;
     let blocks = |file: &File| file.metadata().map(|m| m.blocks() * 512);
     let disk_bytes = blocks(&file).and_then(|blob| Ok(blob + blocks(&out)?)).map_err(failed("reading", &blob))?;
-    let record = LayerRecord {
-        diff_id: layer.diff_id,
-        blob_len: layer.blob_len,
-        tree_len: encoded.len() as u64,
-        disk_bytes,
-    };
+    let record =
+        LayerRecord { diff_id: layer.diff_id, blob_len: layer.blob_len, tree_len: encoded.len() as u64, disk_bytes };
     Ok(Ingested { record, blob, tree })
 }
 

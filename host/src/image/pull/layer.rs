@@ -6,11 +6,11 @@ use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use reqwest::StatusCode;
 
+use super::Puller;
 use super::channel::{self, Sender};
 use super::document::LayerSource;
 use super::ingest::{self, IngestError, Ingested, Ingesting};
 use super::meter::Meter;
-use super::Puller;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::registry::{RegistryError, Request, Session};

@@ -10,8 +10,8 @@ use super::document::{self, Documents};
 use super::layer::LayerJob;
 use super::meter::Meter;
 use crate::image::digest::Digest;
-use crate::image::error::{PullError, StoreError};
 use crate::image::erofs::{self, BlobRef};
+use crate::image::error::{PullError, StoreError};
 use crate::image::image::{Image, ImageId};
 use crate::image::layer::Tree;
 use crate::image::reference::Reference;
@@ -29,7 +29,7 @@ impl Puller {
         let endpoint = Endpoint::of(&reference, &self.config.registry);
         let session = Session::open(self.http.clone(), &self.config, endpoint, credentials).await;
         let session = Arc::new(session.map_err(|cause| PullError::registry(&image, cause))?);
-        let documents = document::fetch(&session, &reference, &self.config).await?;
+        let documents = document::fetch(&session, &reference, &self.config, &self.store).await?;
         meter.begin(documents.layers.len(), documents.layers.iter().map(|layer| layer.size).sum());
 
         let count = documents.layers.len();
@@ -74,20 +74,19 @@ struct Finish {
 
 impl Finish {
     fn run(self) -> Result<(), StoreError> {
-        let id = self.documents.config_digest;
-        let (lease, mut image, directory) = match Lease::of_image(&self.store, &id) {
-            Some((lease, known)) => (Some(lease), Image::clone(&known), None),
-            None => {
-                let directory = TempPath::new(&self.store);
-                let image = self.build(&directory)?;
-                (None, image, Some(directory))
+        let repo_tag = self.reference.repo_tag();
+        let repo_digest = self.reference.repo_digest(&self.documents.name_digest);
+        let (repo_tags, repo_digests) = (repo_tag.into_iter().collect::<Vec<_>>(), vec![repo_digest]);
+        if let Some((_lease, known)) = Lease::of_image(&self.store, &self.documents.config_digest) {
+            let has = |names: &[String], wanted: &[String]| wanted.iter().all(|name| names.contains(name));
+            if has(&known.repo_digests, &repo_digests) && has(&known.repo_tags, &repo_tags) {
+                return Ok(());
             }
-        };
-        image.repo_tags = self.reference.repo_tag().into_iter().collect();
-        image.repo_digests = vec![self.reference.repo_digest(&self.documents.name_digest)];
-        let added = self.store.add(image, directory);
-        drop(lease);
-        added
+            return self.store.add(Image { repo_tags, repo_digests, ..Image::clone(&known) }, None);
+        }
+        let directory = TempPath::new(&self.store);
+        let image = Image { repo_tags, repo_digests, ..self.build(&directory)? };
+        self.store.add(image, Some(directory))
     }
 
     /// Merges the layers' trees and writes the image's directory.

@@ -69,7 +69,13 @@ mod tests {
     #[test]
     fn knows_this_machine() {
         let local = |host: &str| Endpoint { host: host.into(), repository: String::new() }.is_loopback();
-        assert!(local("localhost") && local("localhost:5000") && local("127.0.0.1:1") && local("127.9.9.9") && local("[::1]:5"));
+        assert!(
+            local("localhost")
+                && local("localhost:5000")
+                && local("127.0.0.1:1")
+                && local("127.9.9.9")
+                && local("[::1]:5")
+        );
         assert!(!local("localhost.evil.com") && !local("127.0.0.1.evil.com") && !local("10.0.0.1:5000"));
     }
 }

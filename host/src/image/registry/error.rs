@@ -6,7 +6,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
     /// Network trouble, 429 or 5xx to the end.
-    #[error("registry {host} is unavailable: {what}: {reason} ({attempts} attempts); check the network and the registry")]
+    #[error(
+        "registry {host} is unavailable: {what}: {reason} ({attempts} attempts); check the network and the registry"
+    )]
     Unavailable {
         /// `host[:port]`
         host: String,

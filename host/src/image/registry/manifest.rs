@@ -21,13 +21,8 @@ pub(crate) enum Document {
 impl Document {
     /// What we accept, for the request's header.
     pub fn accept() -> String {
-        [
-            OCI_IMAGE_MEDIA_TYPE,
-            OCI_IMAGE_INDEX_MEDIA_TYPE,
-            IMAGE_MANIFEST_MEDIA_TYPE,
-            IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-        ]
-        .join(", ")
+        [OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE]
+            .join(", ")
     }
 }
 
@@ -35,7 +30,9 @@ impl Document {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Docker's old format.
-    #[error("it is a Docker schema 1 manifest, a format that was retired in 2017: push the image again with a current tool")]
+    #[error(
+        "it is a Docker schema 1 manifest, a format that was retired in 2017: push the image again with a current tool"
+    )]
     Schema1,
     /// Helm charts and the like have other types.
     #[error("its media type {0:?} is none of an image or an image index")]
@@ -116,7 +113,8 @@ pub(crate) fn choose<'i>(index: &'i OciImageIndex, wanted: &PlatformConfig) -> R
                 .filter(|p| p.os.to_string() != "unknown")
                 .map(|p| {
                     let variant = p.variant.clone().unwrap_or_default();
-                    PlatformConfig { os: p.os.to_string(), architecture: p.architecture.to_string(), variant }.to_string()
+                    PlatformConfig { os: p.os.to_string(), architecture: p.architecture.to_string(), variant }
+                        .to_string()
                 })
                 .collect();
             available.sort();
@@ -174,8 +172,7 @@ mod tests {
     }
 
     fn chosen(platforms: &[&str], architecture: &str, variant: &str) -> Result<String, Vec<String>> {
-        let wanted =
-            PlatformConfig { os: "linux".into(), architecture: architecture.into(), variant: variant.into() };
+        let wanted = PlatformConfig { os: "linux".into(), architecture: architecture.into(), variant: variant.into() };
         choose(&index(platforms), &wanted).map(|e| e.digest.clone()).map_err(|e| e.available)
     }
 

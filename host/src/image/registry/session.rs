@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 use super::challenge::{self, Challenge};
 use super::retry::retry_after;
 use super::{Backoff, Credentials, Endpoint, Http, RegistryError};
-use crate::image::config::ImageStoreConfig;
 use crate::error_text;
+use crate::image::config::ImageStoreConfig;
 
 /// Of an error's or a token server's answer.
 const MAX_ERROR_BODY: usize = 8 << 10;
@@ -141,8 +141,7 @@ impl Session {
     ) -> Result<Result<Response, String>, RegistryError> {
         let Endpoint { host, repository } = &self.endpoint;
         let scheme = if self.tls { "https" } else { "http" };
-        let mut builder =
-            self.client()?.get(format!("{scheme}://{host}/v2/{repository}/{}", request.path));
+        let mut builder = self.client()?.get(format!("{scheme}://{host}/v2/{repository}/{}", request.path));
         if let Some(accept) = request.accept {
             builder = builder.header(ACCEPT, accept);
         }
@@ -187,7 +186,9 @@ impl Session {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
         let challenge = challenges.filter_map(challenge::parse).max_by_key(|c| *c != Challenge::Basic);
         let header = match (challenge, &self.credentials) {
-            (Some(Challenge::Basic), Some(basic @ Credentials::Basic { .. })) if sent.is_none() => secret(&basic.header()),
+            (Some(Challenge::Basic), Some(basic @ Credentials::Basic { .. })) if sent.is_none() => {
+                secret(&basic.header())
+            }
             (Some(Challenge::Bearer { realm, service, scope }), None | Some(Credentials::Basic { .. })) => {
                 let now = self.authorization.lock().await.clone();
                 if now.is_some() && now != sent {
@@ -230,7 +231,8 @@ impl Session {
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", &service);
         }
-        let loopback = Endpoint { host: url.host_str().unwrap_or_default().into(), repository: String::new() }.is_loopback();
+        let loopback =
+            Endpoint { host: url.host_str().unwrap_or_default().into(), repository: String::new() }.is_loopback();
         let client = self.http.client(tls, loopback).map_err(|reason| failed(&reason))?;
         loop {
             let mut builder = client.get(url.clone());
@@ -242,7 +244,9 @@ impl Session {
                     Ok(body) => return token_of(&body).ok_or_else(|| failed("its answer holds no token")),
                     Err(reason) => reason,
                 },
-                Ok(response) if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS => {
+                Ok(response)
+                    if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
+                {
                     return Err(self.refusal(what, response).await);
                 }
                 Ok(response) => format!("token server: {}", response.status()),

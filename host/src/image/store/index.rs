@@ -174,7 +174,10 @@ mod tests {
         Image {
             id: Digest::of(config.as_bytes()),
             repo_tags: tags.iter().map(|t| (*t).into()).collect(),
-            repo_digests: digests.iter().map(|d| format!("docker.io/library/{d}@{}", Digest::of(d.as_bytes()))).collect(),
+            repo_digests: digests
+                .iter()
+                .map(|d| format!("docker.io/library/{d}@{}", Digest::of(d.as_bytes())))
+                .collect(),
             size_bytes: 1,
             layers: Vec::new(),
             metadata_len: 0,

@@ -185,20 +185,23 @@ impl Store {
         Ok(Lease::of(self, vec![object]))
     }
 
-    /// Adds an image whose layers are in place and leased. Its directory is moved to its place, unless the image is
-    /// there already and only gets further names. Blocks on the disk.
+    /// Adds an image whose layers are in place and leased, with its directory; without one it must be leased itself, and
+    /// only gets further names. Blocks on the disk.
     pub fn add(self: &Arc<Self>, image: Image, directory: Option<TempPath>) -> Result<(), StoreError> {
         let _keep = Lease::of(self, vec![Object::Image(image.id)]);
         if let Some(directory) = directory {
-            let _order = self.files();
-            let place = self.image_path(&image.id);
-            if !place.exists() {
-                directory.place(&place)?;
-            }
+            self.place_image(&image.id, directory)?;
+            let root = File::open(&self.root).map_err(StoreError::io("opening", &self.root))?;
+            rustix::fs::syncfs(root).map_err(|e| StoreError::io("syncing", &self.root)(e.into()))?;
         }
-        let root = File::open(&self.root).map_err(StoreError::io("opening", &self.root))?;
-        rustix::fs::syncfs(root).map_err(|e| StoreError::io("syncing", &self.root)(e.into()))?;
         self.change(|index| index.insert(image))
+    }
+
+    fn place_image(&self, id: &ImageId, directory: TempPath) -> Result<(), StoreError> {
+        let _order = self.files();
+        let place = self.image_path(id);
+        // The same image by another name may have come first.
+        if place.exists() { Ok(()) } else { directory.place(&place) }
     }
 
     /// Takes an image out; its files go unless leased. Blocks on the disk.
@@ -211,6 +214,13 @@ impl Store {
         objects.extend(image.layers.iter().map(|layer| Object::Layer(layer.diff_id)));
         self.collect(&objects);
         Ok(())
+    }
+
+    /// The configuration of an image that the store has, as it was pulled.
+    pub async fn config(&self, id: &ImageId) -> Option<Vec<u8>> {
+        self.index().get(id)?;
+        let bytes = tokio::fs::read(self.image_path(id).join("config.json")).await.ok()?;
+        (Digest::of(&bytes) == *id).then_some(bytes)
     }
 
     /// Changes the index: first on disk, then for readers.

@@ -17,10 +17,8 @@ impl Store {
         index: &mut Index,
         layers: &mut HashMap<Digest, LayerRecord>,
     ) -> Result<(), StoreError> {
-        let damaged: Vec<_> = index
-            .images()
-            .filter_map(|image| Some((image.id, missing(root, image, layers)?)))
-            .collect();
+        let damaged: Vec<_> =
+            index.images().filter_map(|image| Some((image.id, missing(root, image, layers)?))).collect();
         for (id, reason) in &damaged {
             tracing::error!(image = %id, reason, "image is damaged and leaves the store: pull it again");
             index.remove(id);
