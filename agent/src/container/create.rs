@@ -1,0 +1,240 @@
+//! CreateContainer: everything up to the exec of the command.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use bulkhead_proto::agent::{self, ContainerSpec as Request, PidMode};
+
+use super::launch::{Launched, Launcher};
+use super::layers::Layer;
+use super::process::{Process, ProcessParts};
+use super::request::{self, FdTable};
+use super::state::Event;
+use super::streams::Streams;
+use super::volumes::{Tree, tree_of};
+use super::{Container, ContainerError, devices, limits};
+use crate::helper::spec::{ContainerSpec, Join, MountSpec, Propagation, Spec};
+use crate::sandbox::Sandbox;
+
+/// What a creation answers.
+#[derive(Debug)]
+pub struct Created {
+    /// Of the first process, in the agent's PID namespace.
+    pub pid: i32,
+    /// What could not be applied.
+    pub warnings: Vec<String>,
+}
+
+/// Creates a container. Blocking; runs inside the runtime's context.
+///
+/// # Errors
+/// See [`ContainerError`]; nothing is left then.
+pub fn create(sandbox: &Arc<Sandbox>, request: &Request) -> Result<Created, ContainerError> {
+    let id = request.id.as_str();
+    request::check_id(id).map_err(|what| ContainerError::Invalid { id: id.into(), what })?;
+    // Claimed first: of two callers with one id, only one may touch the cgroup and the layer.
+    let container = Arc::new(Container::new(id, sandbox.cgroup.child_handle(id)));
+    sandbox.insert(Arc::clone(&container))?;
+    let built = Builder { sandbox, container: &container, request, fds: FdTable::default() }.build();
+    if built.is_err() {
+        for error in super::remove::release(sandbox, &container) {
+            crate::log::warning!("container {id}: after its creation failed: {error}");
+        }
+        sandbox.forget(id);
+    }
+    built
+}
+
+struct Builder<'a> {
+    sandbox: &'a Arc<Sandbox>,
+    container: &'a Arc<Container>,
+    request: &'a Request,
+    fds: FdTable,
+}
+
+impl Builder<'_> {
+    fn build(mut self) -> Result<Created, ContainerError> {
+        let mut warnings = self.cgroup()?;
+        let (spec, streams) = self.spec()?;
+        let mut launched = self.launch(spec)?;
+        warnings.append(&mut launched.warnings);
+        let io = streams.attach(&mut launched).map_err(|e| self.io("watch the container's streams", e))?;
+        let pid = launched.pid;
+        let (parts, control) = ProcessParts::new(launched, io);
+        // Before the process is watched: its exit must find the container created.
+        self.container.advance(Event::Built)?;
+        let watched = Arc::clone(self.container);
+        let cgroup = self.container.cgroup.clone();
+        let process = Process::watch(parts, cgroup, move || watched.first_process_ended());
+        let mut inner = self.container.lock();
+        (inner.first, inner.control) = (Some(process), Some(control));
+        Ok(Created { pid, warnings })
+    }
+
+    fn io(&self, step: &'static str, source: std::io::Error) -> ContainerError {
+        ContainerError::Io { id: self.container.id.clone(), step, source }
+    }
+
+    fn cgroup(&self) -> Result<Vec<String>, ContainerError> {
+        let cgroup = self.sandbox.cgroup.child(&self.container.id)?;
+        let wanted = limits::settings(self.request.resources.as_ref().unwrap_or_default())?;
+        let (settings, missing) = self.sandbox.cgroup.applicable(wanted);
+        let mut warnings = Vec::new();
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            warnings.push(format!("limits without effect: this kernel offers no cgroup v2 controller for {missing}"));
+        }
+        let (defaults, _) = self.sandbox.cgroup.applicable(limits::defaults());
+        cgroup.apply(&defaults)?;
+        cgroup.apply(&settings)?;
+        if !self.request.privileged {
+            let rules = devices::rules(&self.request.devices);
+            warnings.extend(devices::confine(cgroup.directory()?.as_fd(), &rules).err());
+        }
+        Ok(warnings)
+    }
+
+    fn spec(&mut self) -> Result<(ContainerSpec, Streams), ContainerError> {
+        let request = self.request;
+        let invalid = |what| self.container.invalid(what);
+        let wanted = request.process.as_ref().unwrap_or_default();
+        let mut process = request::process(wanted).map_err(invalid)?;
+        let devices = request::device_nodes(request).map_err(invalid)?;
+        let streams = Streams::make(wanted, &mut process, &mut self.fds);
+        let streams = streams.map_err(|e| self.io("make the container's streams", e))?;
+        let cgroup_procs = self.fds.add(self.container.cgroup.procs()?);
+        let (join, new_pid_namespace) = self.namespaces()?;
+        let root = self.root()?;
+        let spec = ContainerSpec {
+            cgroup_procs,
+            join,
+            new_pid_namespace,
+            root: self.fds.add(root),
+            attach_point: self.sandbox.places.attach_point.clone(),
+            root_readonly: request.rootfs.readonly,
+            mounts: self.mounts()?,
+            masked_paths: self.paths(&request.masked_paths, "masked path")?,
+            readonly_paths: self.paths(&request.readonly_paths, "read-only path")?,
+            devices,
+            privileged: request.privileged,
+            process,
+        };
+        Ok((spec, streams))
+    }
+
+    fn paths(&self, paths: &[String], what: &str) -> Result<Vec<String>, ContainerError> {
+        // A privileged container sees everything.
+        let paths = if self.request.privileged { &[] } else { paths };
+        paths.iter().map(|path| request::check_path(path, what)).collect::<Result<_, _>>().map_err(|what| self.container.invalid(what))
+    }
+
+    fn namespaces(&mut self) -> Result<(Vec<Join>, bool), ContainerError> {
+        let mut namespaces = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let mut join = Vec::new();
+        let mode = self.request.pid_mode.enum_value();
+        match mode {
+            Ok(PidMode::PID_MODE_POD) => namespaces |= libc::CLONE_NEWPID,
+            Ok(PidMode::PID_MODE_TARGET) => {
+                let target = self.sandbox.container(&self.request.pid_target)?.running_process()?;
+                let pidfd = target.pidfd.try_clone().map_err(|e| self.io("keep the PID target", e))?;
+                join.push(Join { pidfd: self.fds.add(pidfd), namespaces: libc::CLONE_NEWPID });
+            }
+            Ok(PidMode::PID_MODE_CONTAINER | PidMode::PID_MODE_NODE) => {}
+            Err(number) => return Err(self.container.invalid(format!("unknown PID mode {number}"))),
+        }
+        let pause = self.sandbox.pause()?;
+        let pidfd = pause.pidfd.try_clone().map_err(|e| self.io("keep the pod's namespaces", e))?;
+        join.push(Join { pidfd: self.fds.add(pidfd), namespaces });
+        Ok((join, mode == Ok(PidMode::PID_MODE_CONTAINER)))
+    }
+
+    /// The overlay that becomes the container's root.
+    fn root(&self) -> Result<OwnedFd, ContainerError> {
+        let lower = match &self.request.rootfs.source {
+            Some(agent::rootfs::Source::Image(image)) => self.image(image)?,
+            Some(agent::rootfs::Source::Directory(path)) if Path::new(path).is_absolute() => path.into(),
+            Some(agent::rootfs::Source::Directory(path)) => {
+                return Err(self.container.invalid(format!("root directory {path:?} is not absolute")));
+            }
+            _ => return Err(self.container.invalid("there is no root file system".into())),
+        };
+        let layer = Layer::create(&self.sandbox.layers()?, &self.container.id)?;
+        self.container.lock().holdings.layer = Some(layer.clone());
+        Ok(layer.overlay(&lower)?)
+    }
+
+    fn image(&self, image: &agent::ImageExtent) -> Result<std::path::PathBuf, ContainerError> {
+        let extent = request::extent(image).map_err(|what| self.container.invalid(what))?;
+        let drive = self.sandbox.image_drive()?;
+        let directory = self.sandbox.images.acquire(&extent, drive.as_deref())?;
+        self.container.lock().holdings.images.push(extent.image);
+        Ok(directory)
+    }
+
+    fn mounts(&mut self) -> Result<Vec<MountSpec>, ContainerError> {
+        let invalid = |what| self.container.invalid(what);
+        let mut mounts = Vec::new();
+        for mount in &self.request.mounts {
+            let destination = request::check_path(&mount.destination, "mount destination").map_err(invalid)?;
+            let propagation = request::propagation(mount.propagation).map_err(invalid)?;
+            let tree = self.tree(mount)?;
+            mounts.push(MountSpec {
+                destination,
+                directory: tree.directory,
+                tree: self.fds.add(tree.fd),
+                readonly: mount.readonly,
+                recursive_readonly: mount.recursive_readonly,
+                propagation,
+            });
+        }
+        for (destination, tree) in self.sandbox.standard_trees()? {
+            if mounts.iter().all(|mount| mount.destination != destination) {
+                mounts.push(MountSpec {
+                    destination: destination.into(),
+                    directory: tree.directory,
+                    tree: self.fds.add(tree.fd),
+                    readonly: false,
+                    recursive_readonly: false,
+                    propagation: Propagation::Private,
+                });
+            }
+        }
+        // Parents before what lies in them; otherwise in the caller's order.
+        mounts.sort_by_key(|mount| mount.destination.split('/').filter(|part| !part.is_empty()).count());
+        Ok(mounts)
+    }
+
+    fn tree(&self, mount: &agent::Mount) -> Result<Tree, ContainerError> {
+        let volumes = &self.sandbox.volumes;
+        match &mount.source {
+            Some(agent::mount::Source::Volume(path)) => Ok(volumes.shared(path)?),
+            Some(agent::mount::Source::Tmpfs(tmpfs)) => {
+                let mode = if tmpfs.mode == 0 { 0o777 } else { tmpfs.mode & 0o7777 };
+                Ok(volumes.memory(&tmpfs.name, tmpfs.size_bytes, mode)?)
+            }
+            Some(agent::mount::Source::Image(volume)) => {
+                let directory = self.image(volume.image.as_ref().unwrap_or_default())?;
+                Ok(tree_of(&directory, &format!("/{}", volume.sub_path), "the image volume")?)
+            }
+            _ => Err(self.container.invalid(format!("mount {:?} has no source", mount.destination))),
+        }
+    }
+
+    fn launch(&self, spec: ContainerSpec) -> Result<Launched, ContainerError> {
+        let launcher: &Launcher = &self.sandbox.launcher;
+        launcher
+            .launch(&Spec::Container(Box::new(spec)), &self.fds.borrowed())
+            .map_err(|error| self.container.launch_error(error))
+    }
+}
+
+impl Sandbox {
+    /// See [`create`].
+    ///
+    /// # Errors
+    /// See [`create`].
+    pub fn create_container(self: &Arc<Self>, request: &Request) -> Result<Created, ContainerError> {
+        create(self, request)
+    }
+}

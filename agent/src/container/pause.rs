@@ -1,0 +1,33 @@
+//! The process that holds the pod's PID, IPC and UTS namespaces.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::cgroups::Cgroup;
+use super::launch::{Control, LaunchError, Launcher};
+use crate::helper::spec::{PauseSpec, Spec};
+
+/// Dropping it ends the namespaces.
+#[derive(Debug)]
+pub struct Pause {
+    /// Of the holder.
+    pub pidfd: OwnedFd,
+    _control: Control,
+}
+
+impl Pause {
+    /// Starts the holder. Blocking.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub fn start(
+        launcher: &Launcher,
+        cgroup: &Cgroup,
+        hostname: &str,
+        sysctls: Vec<(String, String)>,
+    ) -> Result<Self, LaunchError> {
+        let procs = cgroup.procs().map_err(|error| LaunchError::Refused(error.to_string()))?;
+        let spec = Spec::Pause(PauseSpec { cgroup_procs: 0, hostname: hostname.into(), sysctls });
+        let launched = launcher.launch(&spec, &[procs.as_fd()])?;
+        Ok(Self { pidfd: launched.pidfd, _control: launched.control })
+    }
+}

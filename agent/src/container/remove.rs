@@ -1,0 +1,60 @@
+//! RemoveContainer: everything it had is given back.
+
+use super::state::{Event, State};
+use super::{Container, ContainerError};
+use crate::sandbox::Sandbox;
+
+/// Removes a container, or does nothing when there is none. Blocking.
+///
+/// # Errors
+/// What could not be given back; another try goes on from there.
+pub fn remove(sandbox: &Sandbox, id: &str) -> Result<(), ContainerError> {
+    let Ok(container) = sandbox.container(id) else { return Ok(()) };
+    if container.state() == State::Creating {
+        return container.advance(Event::RemoveRequested).map(drop);
+    }
+    container.advance(Event::RemoveRequested)?;
+    match release(sandbox, &container).into_iter().next() {
+        Some(error) => Err(error),
+        None => {
+            sandbox.forget(id);
+            Ok(())
+        }
+    }
+}
+
+/// Gives back all that a container holds; goes on after a failure and returns every one.
+pub(super) fn release(sandbox: &Sandbox, container: &Container) -> Vec<ContainerError> {
+    // A process that waits for its start ends when its control socket does.
+    let holdings = {
+        let mut inner = container.lock();
+        inner.control = None;
+        std::mem::take(&mut inner.holdings)
+    };
+    let mut errors = Vec::new();
+    errors.extend(container.cgroup.remove().err().map(ContainerError::from));
+    let mut kept = super::Holdings::default();
+    if let Some(layer) = holdings.layer
+        && let Err(error) = layer.remove()
+    {
+        errors.push(error.into());
+        kept.layer = Some(layer);
+    }
+    for image in holdings.images {
+        if let Err(error) = sandbox.images.release(&image) {
+            errors.push(error.into());
+        }
+    }
+    container.lock().holdings = kept;
+    errors
+}
+
+impl Sandbox {
+    /// See [`remove`].
+    ///
+    /// # Errors
+    /// See [`remove`].
+    pub fn remove_container(&self, id: &str) -> Result<(), ContainerError> {
+        remove(self, id)
+    }
+}

@@ -1,0 +1,58 @@
+//! The pipes of a process that is about to be made.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use bulkhead_proto::agent::Process;
+
+use super::launch::Launched;
+use super::request::FdTable;
+use crate::helper::spec::{ProcessSpec, Stdio};
+use crate::io::ProcessIo;
+
+/// The agent's ends.
+#[derive(Debug)]
+pub enum Streams {
+    /// Input (when asked for), output, error.
+    Pipes(Option<OwnedFd>, OwnedFd, OwnedFd),
+    /// The helper makes a terminal; whether it may be typed into.
+    Terminal(bool),
+}
+
+impl Streams {
+    /// Makes what `process` asks for and puts the other ends in `fds`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make(process: &Process, spec: &mut ProcessSpec, fds: &mut FdTable) -> io::Result<Self> {
+        if process.terminal {
+            return Ok(Self::Terminal(process.stdin));
+        }
+        let (theirs, input) = if process.stdin {
+            let (reader, writer) = io::pipe()?;
+            (OwnedFd::from(reader), Some(writer.into()))
+        } else {
+            (File::open("/dev/null")?.into(), None)
+        };
+        let (output, output_writer) = io::pipe()?;
+        let (error, error_writer) = io::pipe()?;
+        spec.stdio = Stdio::Pipes(fds.add(theirs), fds.add(output_writer.into()), fds.add(error_writer.into()));
+        Ok(Self::Pipes(input, output.into(), error.into()))
+    }
+
+    /// The streams of the launched process.
+    ///
+    /// # Errors
+    /// The kernel's, or a terminal that did not come.
+    pub fn attach(self, launched: &mut Launched) -> io::Result<ProcessIo> {
+        match self {
+            Self::Pipes(input, output, error) => ProcessIo::pipes(input, output, error),
+            Self::Terminal(input) => {
+                let controller = launched.terminal.take();
+                let controller = controller.ok_or_else(|| io::Error::other("the helper sent no terminal"))?;
+                ProcessIo::terminal(controller, input)
+            }
+        }
+    }
+}

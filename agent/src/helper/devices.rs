@@ -1,0 +1,58 @@
+//! Device nodes in a container's /dev.
+
+use std::path::Path;
+
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::io::Errno;
+
+use super::paths::Root;
+use super::spec::DeviceSpec;
+use super::{HelperError, at};
+
+/// Name, major and minor number of the character devices that every container has.
+pub const STANDARD: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+];
+
+/// Fills the new /dev.
+pub(super) fn standard(root: &Root) -> Result<(), HelperError> {
+    let dev = root.open(Path::new("/dev"), OFlags::PATH | OFlags::DIRECTORY).map_err(at("open /dev"))?;
+    for (name, major, minor) in STANDARD {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
+            .map_err(at(format!("make /dev/{name}")))?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, &dev, name).map_err(at(format!("make /dev/{name}")))?;
+    }
+    Ok(())
+}
+
+/// Makes one further node, in place of what is there.
+pub(super) fn create(root: &Root, device: &DeviceSpec) -> Result<(), HelperError> {
+    let step = || format!("make the device {}", device.path);
+    let kind = match device.kind {
+        'c' | 'u' => FileType::CharacterDevice,
+        'b' => FileType::BlockDevice,
+        'p' => FileType::Fifo,
+        other => return Err(HelperError::Refused(format!("device {} has the unknown kind {other:?}", device.path))),
+    };
+    let (parent, name) = root.parent_of(Path::new(&device.path)).map_err(at(step()))?;
+    root.remove_file(&parent, name).map_err(at(step()))?;
+    let mode = Mode::from_raw_mode(device.mode & 0o7777);
+    rustix::fs::mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)).map_err(at(step()))?;
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    match rustix::fs::chownat(&parent, name, Some(uid), Some(gid), flags) {
+        Err(Errno::PERM) if device.uid == 0 && device.gid == 0 => Ok(()),
+        other => other.map_err(at(step())),
+    }
+}

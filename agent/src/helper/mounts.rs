@@ -1,0 +1,142 @@
+//! What is mounted in every container, its volumes, and what is hidden from it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::paths::Root;
+use super::spec::{MountSpec, Propagation};
+use super::{Descriptors, HelperError, at};
+use crate::sys;
+
+/// `MOUNT_ATTR_RDONLY`.
+pub const ATTR_READONLY: u64 = 1;
+const NO_SUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NO_DEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const READ_ONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+/// Makes a file system that is mounted nowhere yet; an option without a value is a flag.
+///
+/// # Errors
+/// The kernel's.
+pub fn detached(
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            fsconfig_set_flag(context.as_fd(), *key)?;
+        } else {
+            fsconfig_set_string(context.as_fd(), *key, *value)?;
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Puts `tree` on `target`, which no longer shows what was there.
+pub(super) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
+}
+
+fn mount_at(root: &Root, path: &str, tree: &OwnedFd) -> Result<(), HelperError> {
+    root.ensure_directory(Path::new(path), Mode::from_raw_mode(0o755))
+        .and_then(|target| attach(tree.as_fd(), target.as_fd()))
+        .map_err(at(format!("mount {path}")))
+}
+
+fn new_at(
+    root: &Root,
+    path: &str,
+    kind: &str,
+    options: &[(&str, &str)],
+    attributes: MountAttrFlags,
+) -> Result<(), HelperError> {
+    let tree = detached(kind, options, attributes).map_err(at(format!("make a {kind} file system for {path}")))?;
+    mount_at(root, path, &tree)
+}
+
+/// /proc, /sys, cgroup, /dev and what is below it.
+pub(super) fn standard(root: &Root, privileged: bool) -> Result<(), HelperError> {
+    let quiet = NO_SUID | NO_DEV | NO_EXEC;
+    let sys = if privileged { quiet } else { quiet | READ_ONLY };
+    new_at(root, "/proc", "proc", &[], quiet)?;
+    new_at(root, "/sys", "sysfs", &[], sys)?;
+    new_at(root, "/sys/fs/cgroup", "cgroup2", &[], sys)?;
+    let dev = [("mode", "755"), ("size", "65536k"), ("source", "tmpfs")];
+    new_at(root, "/dev", "tmpfs", &dev, NO_SUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME)?;
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    new_at(root, "/dev/pts", "devpts", &pts, NO_SUID | NO_EXEC)?;
+    new_at(root, "/dev/mqueue", "mqueue", &[], quiet)
+}
+
+/// A volume that the agent has prepared as a detached tree.
+pub(super) fn volume(root: &Root, mount: &MountSpec, fds: &Descriptors) -> Result<(), HelperError> {
+    let step = || format!("mount the volume at {}", mount.destination);
+    let tree = fds.get(mount.tree)?;
+    let propagation = match mount.propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => 0,
+    };
+    sys::mount_setattr(tree, true, 0, propagation).map_err(at(step()))?;
+    if mount.readonly || mount.recursive_readonly {
+        sys::mount_setattr(tree, mount.recursive_readonly, ATTR_READONLY, 0).map_err(at(step()))?;
+    }
+    let path = Path::new(&mount.destination);
+    let target = match mount.directory {
+        true => root.ensure_directory(path, Mode::from_raw_mode(0o755)),
+        false => root.ensure_file(path),
+    };
+    let target = target.map_err(at(format!("make the mount point {}", mount.destination)))?;
+    attach(tree, target.as_fd()).map_err(at(step()))
+}
+
+fn existing(root: &Root, path: &str) -> Result<Option<OwnedFd>, HelperError> {
+    match root.open(Path::new(path), OFlags::PATH) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(at(format!("look up {path}"))(error)),
+    }
+}
+
+fn clone_of(target: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(target, "", flags)
+}
+
+/// Makes `path`, when it exists, and all mounts below it read-only.
+pub(super) fn make_readonly(root: &Root, path: &str) -> Result<(), HelperError> {
+    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let step = || format!("make {path} read-only");
+    let tree = clone_of(&target).map_err(at(step()))?;
+    sys::mount_setattr(tree.as_fd(), true, ATTR_READONLY, 0).map_err(at(step()))?;
+    attach(tree.as_fd(), target.as_fd()).map_err(at(step()))
+}
+
+/// Hides `path`, when it exists: an empty read-only directory, or /dev/null.
+pub(super) fn mask(root: &Root, path: &str) -> Result<(), HelperError> {
+    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let step = || format!("mask {path}");
+    let mode = rustix::fs::fstat(&target).map_err(at(step()))?.st_mode;
+    let tree = if FileType::from_raw_mode(mode) == FileType::Directory {
+        detached("tmpfs", &[("mode", "755"), ("nr_inodes", "1")], NO_SUID | NO_DEV | NO_EXEC | READ_ONLY)
+    } else {
+        root.open(Path::new("/dev/null"), OFlags::PATH).and_then(|null| clone_of(&null))
+    };
+    let tree = tree.map_err(at(step()))?;
+    attach(tree.as_fd(), target.as_fd()).map_err(at(step()))
+}

@@ -1,0 +1,152 @@
+//! Every `unsafe` block of the agent, behind functions that are safe to call.
+#![allow(unsafe_code)]
+
+pub mod bpf;
+pub mod dm;
+
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::unix::AsyncFd;
+
+/// Which side of a [`fork`] this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id in its own PID namespace.
+    Parent(i32),
+}
+
+/// Duplicates the calling process, which must have one thread only.
+///
+/// # Errors
+/// The kernel's, and `EDEADLK` when there is more than one thread.
+pub fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::from_raw_os_error(libc::EDEADLK));
+    }
+    // SAFETY: the process has one thread, checked above, so no lock can be held by a thread that the child lacks.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Ok(Fork::Parent(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Moves the calling process, which must have one thread only, into new namespaces (`CLONE_NEW*` flags).
+///
+/// # Errors
+/// The kernel's.
+pub fn unshare(namespaces: libc::c_int) -> io::Result<()> {
+    const FILES: libc::c_int = libc::CLONE_FILES;
+    // SAFETY: descriptors stay shared (CLONE_FILES is masked out), and nothing else that unshare takes affects memory.
+    check(unsafe { libc::unshare(namespaces & !FILES) }.into())
+}
+
+/// Sends a signal by number, real-time ones included, to the process behind `pidfd`.
+///
+/// # Errors
+/// The kernel's: `ESRCH` when it has ended, `EINVAL` for a number that is no signal.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let no_info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: the kernel builds the siginfo itself when given a null pointer; nothing else is a pointer.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) })
+}
+
+/// Sends a signal by number to a process group.
+///
+/// # Errors
+/// The kernel's.
+pub fn kill_group(group: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: killpg takes two integers.
+    check(unsafe { libc::killpg(group, signal) }.into())
+}
+
+/// Marks every descriptor from 3 on close-on-exec.
+///
+/// # Errors
+/// The kernel's.
+pub fn close_on_exec_from_3() -> io::Result<()> {
+    // SAFETY: three integers; CLOSE_RANGE_CLOEXEC closes nothing now, so no owner loses its descriptor.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+}
+
+/// Gives every signal its default action and unblocks all, as a program expects to be started.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler code; numbers that cannot be changed are refused by the kernel.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero sigset_t is a valid empty set, and the old mask is not asked for.
+    unsafe {
+        let none: libc::sigset_t = std::mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Replaces the program of this process.
+///
+/// # Errors
+/// The kernel's reason; on success it does not return.
+pub fn execve(path: &CStr, args: &[&CStr], env: &[&CStr]) -> io::Result<Infallible> {
+    let pointers = |list: &[&CStr]| -> Vec<*const libc::c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end in a null pointer, point to NUL-terminated strings, and outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+/// Changes attributes and propagation of the mount at `tree` (and those below it when `recursive`).
+///
+/// # Errors
+/// The kernel's.
+pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        attr_set: u64,
+        attr_clr: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is an empty C string, `attr` lives through the call and its true size is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    })
+}
+
+/// Makes `terminal` the controlling terminal of this session leader.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) }.into())
+}
+
+/// Lets the runtime watch a descriptor, which must be non-blocking.
+///
+/// # Errors
+/// When it cannot be watched.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd always returns the same descriptor and is the only one to close it, which the AsyncFd, its
+    // owner from here on, does after it has been deregistered.
+    unsafe { AsyncFd::register(fd) }.map_err(Into::into)
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
