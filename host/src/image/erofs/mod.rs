@@ -13,6 +13,9 @@ mod place;
 mod write;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 pub use merge::{MergeError, merge};
 pub use write::{WriteError, write};
 

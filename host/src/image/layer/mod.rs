@@ -23,6 +23,9 @@ mod sparse;
 mod stream;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use error::printable;
 
 pub use blob::BlobWriter;
