@@ -8,7 +8,7 @@ programs=$(cargo_dir "${PROFILE:-release}")
 
 install -d "$into/bin" "$into/lib/bulkhead"
 # The daemon looks for the others beside itself.
-find "$programs" -maxdepth 1 -type f -executable -name 'bulkhead*' ! -name '*guest-image*' -exec install -m 0755 -t "$into/bin" {} +
+install -m 0755 -t "$into/bin" "$programs"/bulkhead "$programs"/bulkhead-vmm "$programs"/bulkhead-fs
 install -m 0755 "$target/x86_64-unknown-linux-gnu/agent/bulkhead-agent" "$into/lib/bulkhead/"
 install -m 0644 "$target/guest/vmlinux" "$target/guest/initramfs" "$into/lib/bulkhead/"
 
