@@ -229,7 +229,7 @@ impl Daemon {
     /// The last lines of its log.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
-        tail(&self.log(), lines)
+        tail(&self.log(), 0, lines)
     }
 }
 
@@ -243,10 +243,12 @@ impl Drop for Daemon {
     }
 }
 
-/// The last lines of a file.
+/// The last lines of a file after its first `offset` bytes.
 #[must_use]
-pub fn tail(path: &Path, lines: usize) -> String {
-    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+pub fn tail(path: &Path, offset: u64, lines: usize) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let from = usize::try_from(offset).unwrap_or(0).min(bytes.len());
+    let text = String::from_utf8_lossy(&bytes[from..]).into_owned();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }

@@ -41,6 +41,8 @@ pub struct Fixture {
     before: Snapshot,
     kept: BTreeSet<String>,
     pods: Cell<u32>,
+    /// Length of the daemon's log before the present case.
+    logged: u64,
 }
 
 impl Fixture {
@@ -147,11 +149,11 @@ impl Fixture {
     }
 
     fn show_logs(&self) {
-        println!("    daemon's log, last lines:\n{}", self.daemon.log_tail(30));
+        println!("    daemon's log:\n{}", tail(&self.daemon.log(), self.logged, 40));
         for sandbox in leaks::host::names(self.path("run/sandboxes")) {
             let directory = self.path("run/sandboxes").join(&sandbox);
             for name in ["vmm.log", "console.log"] {
-                println!("    {sandbox}/{name}, last lines:\n{}", tail(&directory.join(name), 15));
+                println!("    {sandbox}/{name}, last lines:\n{}", tail(&directory.join(name), 0, 15));
             }
         }
     }
@@ -179,6 +181,7 @@ impl SuiteFixture for Fixture {
             before: Snapshot::default(),
             kept: BTreeSet::new(),
             pods: Cell::new(0),
+            logged: 0,
         };
         fixture.before = Snapshot::take(&fixture.scope(), fixture.daemon.pid());
         Ok(fixture)
@@ -191,7 +194,9 @@ impl SuiteFixture for Fixture {
         if self.daemon.pid().is_none() {
             self.daemon.start_again()?;
         }
-        self.remove_pods(&self.kept)
+        let removed = self.remove_pods(&self.kept);
+        self.logged = fs::metadata(self.daemon.log())?.len();
+        removed
     }
 
     fn finish(mut self) -> Result<()> {

@@ -234,7 +234,7 @@ fn full_disk(f: &Fixture, settings: Settings) -> Result<()> {
     let mut daemon = Daemon::start(&f.environment, settings)?;
     let name = f.registry.image("large");
     let error = daemon.cri.pull(&name).err().context("80 MiB fit into 48")?;
-    says(&error.message, &[&name, "No space left on device"])?;
+    says(&error.message, &[&name, "disk full", &root.display().to_string(), "remove images"])?;
     // What was written of it is given back: a small image still fits.
     daemon.cri.pull(&f.registry.image("busybox")).with_context(|| listing(&root))?;
     daemon.stop()

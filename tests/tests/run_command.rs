@@ -1,8 +1,16 @@
 //! `bulkhead run`: one container in a pod of its own, its output and exit code passed through, both removed.
 
+use std::process::{Child, Command};
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use bulkhead_proto::cri;
 use bulkhead_tests::command::Output;
 use bulkhead_tests::fixture::Fixture;
+use bulkhead_tests::wait;
+use rustix::process::{Pid, Signal, kill_process};
+
+const LIMIT: Duration = Duration::from_secs(30);
 
 bulkhead_tests::suite!(
     Fixture;
@@ -62,21 +70,27 @@ fn failures_are_told(f: &mut Fixture) -> Result<()> {
 }
 
 fn an_interrupted_run_removes_its_pod(f: &mut Fixture) -> Result<()> {
-    use rustix::process::{Pid, Signal, kill_process};
-    use std::time::Duration;
-    let image = f.registry.image("busybox");
     let config = f.daemon.settings.file();
-    let mut child = std::process::Command::new(&f.environment.bulkhead)
+    let mut child = Command::new(&f.environment.bulkhead)
         .args(["run".as_ref(), "--config".as_ref(), config.as_os_str()])
-        .args([&image, "--", "sleep", "1000"])
+        .args([&f.registry.image("busybox"), "--", "sleep", "1000"])
         .spawn()?;
-    let limit = Duration::from_secs(30);
-    bulkhead_tests::wait::until("the container to run", limit, || {
-        let running = bulkhead_proto::cri::ContainerState::ContainerRunning as i32;
+    let result = interrupt(f, &mut child);
+    if result.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    result
+}
+
+fn interrupt(f: &Fixture, child: &mut Child) -> Result<()> {
+    wait::until("the container to run", LIMIT, || {
+        ensure!(child.try_wait()?.is_none(), "it ended by itself");
+        let running = cri::ContainerState::ContainerRunning as i32;
         Ok(f.cri().containers()?.iter().any(|c| c.state == running).then_some(()))
     })?;
-    kill_process(Pid::from_child(&child), Signal::INT)?;
-    let status = bulkhead_tests::wait::until("its end", limit, || Ok(child.try_wait()?))?;
+    kill_process(Pid::from_child(child), Signal::INT)?;
+    let status = wait::until("its end", LIMIT, || Ok(child.try_wait()?))?;
     ensure!(!status.success(), "an interrupted run succeeded");
     ensure!(f.cri().pods()?.is_empty(), "its pod is left");
     Ok(())
