@@ -15,12 +15,16 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bulkhead::error_text;
-use bulkhead::network::{NetworkRequest, PodNetworkState};
+use bulkhead::network::{NetworkRequest, PodNetwork, PodNetworkState};
 use bulkhead_proto::cri;
 use node::{BRIDGE, Node, on_node};
 
 async fn failure(node: &Node, pod: &str) -> String {
-    let error = node.network.setup(node.request(pod)).await.unwrap_err();
+    failure_of(&node.network, node, pod).await
+}
+
+async fn failure_of(network: &PodNetwork, node: &Node, pod: &str) -> String {
+    let error = network.setup(node.request(pod)).await.unwrap_err();
     error_text(&error).replace(node.directory().to_str().unwrap(), "/t")
 }
 
@@ -130,7 +134,7 @@ fn a_plugin_that_hangs_is_named_and_killed_with_its_children() {
         let _tap = node.pod("a");
         let started = Instant::now();
         assert_eq!(
-            failure(node, "a").await,
+            failure_of(&node.impatient(), node, "a").await,
             "CNI ADD of plugin hanging (network pods, /t/net.d/10-pods.conflist): no answer in 3 s, so it was killed; \
              its standard error: waiting for the cloud"
         );
