@@ -119,7 +119,8 @@ impl Netlink {
         rustix::net::send(&self.socket, &bytes, SendFlags::empty())?;
         let mut answer = [0; 4096];
         loop {
-            let (_, length) = rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+            let received = rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty()));
+            let (_, length) = received?;
             if let Some(result) = acknowledgement(&answer[..length], self.sequence) {
                 return result;
             }
