@@ -1,0 +1,40 @@
+//! How much memory a process holds beside the guest's.
+
+use std::fs;
+use std::io;
+
+/// The guest's RAM in /proc/PID/smaps: a memfd of that name, mapped by every process that serves the guest.
+const GUEST_RAM: &str = "/memfd:";
+
+/// Resident bytes of a process, proportionally for pages that it shares, without mappings of the guest's RAM.
+pub(super) fn own_bytes(pid: u32) -> io::Result<u64> {
+    Ok(sum(&fs::read_to_string(format!("/proc/{pid}/smaps"))?))
+}
+
+fn sum(smaps: &str) -> u64 {
+    let (mut kib, mut counts) = (0, false);
+    for line in smaps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        match first.strip_suffix(':') {
+            None => counts = !line.contains(GUEST_RAM),
+            Some("Pss") if counts => {
+                kib += line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
+            }
+            Some(_) => {}
+        }
+    }
+    kib * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_does_not_count() {
+        let smaps = "5583-5584 r-xp 00000000 08:01 12 /usr/bin/x\nRss: 8 kB\nPss: 4 kB\n\
+                     7f00-7f10 rw-s 00000000 00:01 99 /memfd:memory-backend-memfd (deleted)\nPss: 1000 kB\n\
+                     7ffc-7ffd rw-p 00000000 00:00 0 [stack]\nPss: 3 kB\n";
+        assert_eq!(sum(smaps), 7 * 1024);
+    }
+}

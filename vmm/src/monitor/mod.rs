@@ -1,0 +1,5 @@
+//! What runs the guest's instructions.
+
+mod qemu;
+
+pub use qemu::{Machine, command};
