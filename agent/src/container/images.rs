@@ -131,7 +131,7 @@ fn mount(extent: &Extent, drive: &str, device: &str, directory: &Path) -> Result
 fn mount_erofs((_, minor): (u32, u32), directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let source = format!("/dev/dm-{minor}");
-    let tree = detached_mount("erofs", &[("source", &source)], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    let tree = detached_mount("erofs", &[("source", &source), ("ro", "")], MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(rustix::mount::move_mount(tree.as_fd(), "", CWD, directory, flags)?)
 }
