@@ -21,7 +21,8 @@ fuzz_target!(|input: &[u8]| {
             Compression::None
         }
     };
-    let limits = LayerLimits { entries: 10_000, uncompressed_bytes: 16 << 20, blob_bytes: 1 << 40, metadata_bytes: 1 << 20 };
+    let limits =
+        LayerLimits { entries: 10_000, uncompressed_bytes: 16 << 20, blob_bytes: 1 << 40, metadata_bytes: 1 << 20 };
     let mut blob = BlobWriter::new(tempfile::tempfile().expect("a temporary file"));
     if let Ok(layer) = ingest(&bytes[..], compression, &mut blob, &limits) {
         bulkhead_fuzz::use_tree(&layer.tree, layer.blob_len);

@@ -90,8 +90,8 @@ fn put(bytes: &mut Vec<u8>, entry: &Entry) {
     header.set_mtime(entry.mtime.0.max(0) as u64);
     let link = &entry.link[..entry.link.len().min(100)];
     header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
-    header.set_device_major(entry.device.0).unwrap();
-    header.set_device_minor(entry.device.1).unwrap();
+    header.set_device_major(entry.device.0).expect("a ustar header");
+    header.set_device_minor(entry.device.1).expect("a ustar header");
     member(bytes, header, &entry.path[..entry.path.len().min(100)], &entry.data);
 }
 
@@ -108,7 +108,7 @@ pub fn member(bytes: &mut Vec<u8>, mut header: Header, name: &[u8], data: &[u8])
 /// A record of an extended header, whose length counts its own digits.
 pub fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
     let rest = key.len() + value.len() + 3;
-    let len = (rest..).find(|len| rest + len.to_string().len() == *len).unwrap();
+    let len = (rest..).find(|len| rest + len.to_string().len() == *len).expect("a length that counts itself");
     records.extend_from_slice(format!("{len} {key}=").as_bytes());
     records.extend_from_slice(value);
     records.push(b'\n');

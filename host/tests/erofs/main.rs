@@ -1,5 +1,7 @@
 //! The tree that Linux shows from our EROFS is the one that umoci and GNU tar unpack from the same layers.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+
 mod archive;
 mod image;
 mod reference;
@@ -91,7 +93,10 @@ fn xattrs() -> Vec<Entry> {
     vec![
         dir("./"),
         with(Entry { mode: 0o755, ..file("ping", noise(1, 5000)) }, &[("security.capability", &CAPABILITY)]),
-        with(file("many", "x"), &[("user.a", b"1"), ("user.b", &[b'v'; 1500]), ("user.c", b"\n=\0\xff"), ("trusted.t", b"t")]),
+        with(
+            file("many", "x"),
+            &[("user.a", b"1"), ("user.b", &[b'v'; 1500]), ("user.c", b"\n=\0\xff"), ("trusted.t", b"t")],
+        ),
         with(dir("dir"), &[("user.on.a.directory", b"yes"), ("trusted.d", b"d")]),
         with(file("acl", "x"), &[("system.posix_acl_access", &ACL)]),
         with(symlink("link", "acl"), &[("trusted.on.a.link", b"yes")]),

@@ -51,9 +51,7 @@ pub fn umoci(place: &Place, layers: &[Vec<u8>]) -> PathBuf {
     let diff_ids: Vec<_> = layers.iter().map(|(digest, _)| digest.clone()).collect();
     let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids}});
-    let descriptor = |kind: &str, (digest, len): &(String, usize)| {
-        serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": len})
-    };
+    let descriptor = |kind: &str, (digest, len): &(String, usize)| serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest, "size": len});
     let config = blob(&layout, config.to_string().as_bytes());
     let manifest = serde_json::json!({"schemaVersion": 2, "config": descriptor("config.v1+json", &config),
         "layers": layers.iter().map(|layer| descriptor("layer.v1.tar", layer)).collect::<Vec<_>>()});

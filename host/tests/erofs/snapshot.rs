@@ -130,11 +130,14 @@ pub fn assert_same(ours: &mut Snapshot, theirs: &mut Snapshot, made: &[&str], wh
     for (name, seen) in &*ours {
         match theirs.get(name) {
             None => differences.push(format!("only in ours: {name}: {seen:?}")),
-            Some(other) if other != seen => differences.push(format!("{name}\n  ours:   {seen:?}\n  theirs: {other:?}")),
+            Some(other) if other != seen => {
+                differences.push(format!("{name}\n  ours:   {seen:?}\n  theirs: {other:?}"))
+            }
             Some(_) => {}
         }
     }
-    differences.extend(theirs.keys().filter(|name| !ours.contains_key(*name)).map(|name| format!("only in theirs: {name}")));
+    differences
+        .extend(theirs.keys().filter(|name| !ours.contains_key(*name)).map(|name| format!("only in theirs: {name}")));
     let shown: Vec<_> = differences.iter().take(12).map(|text| text.chars().take(2000).collect::<String>()).collect();
     assert!(differences.is_empty(), "{} differences from {who}:\n{}", differences.len(), shown.join("\n"));
     assert!(ours.len() > 1, "nothing was compared with {who}");

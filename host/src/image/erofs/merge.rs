@@ -58,7 +58,8 @@ pub fn merge(layers: &[&Tree]) -> Result<Tree, MergeError> {
     for (position, layer) in layers.iter().enumerate() {
         let blob = u16::try_from(position).ok().filter(|blob| *blob < u16::MAX - 1);
         let blob = blob.ok_or(MergeError::Layers { count: layers.len() })?;
-        let overlay = Overlay { builder: &mut builder, layer, position, blob, new_ids: Vec::new(), through: Vec::new() };
+        let overlay =
+            Overlay { builder: &mut builder, layer, position, blob, new_ids: Vec::new(), through: Vec::new() };
         overlay.apply()?;
     }
     Ok(builder.finish())

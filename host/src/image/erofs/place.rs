@@ -88,15 +88,8 @@ fn shape(inode: &Inode, id: InodeId, parent: InodeId, head: u64) -> Result<(u64,
 
 /// Counts links and finds parents.
 fn links(tree: &Tree) -> Result<Vec<Place>, WriteError> {
-    let nowhere = Place {
-        offset: 0,
-        layout: Layout::Plain,
-        size: 0,
-        first_block: 0,
-        blocks: 0,
-        links: 0,
-        parent: Tree::ROOT,
-    };
+    let nowhere =
+        Place { offset: 0, layout: Layout::Plain, size: 0, first_block: 0, blocks: 0, links: 0, parent: Tree::ROOT };
     let mut places = vec![nowhere; tree.inodes().len()];
     for (id, inode) in tree.inodes().iter().enumerate() {
         let Some(directory) = inode.directory() else { continue };

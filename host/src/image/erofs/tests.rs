@@ -8,11 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::image::layer::{BlobWriter, Compression, Kind, LayerLimits, Tree, ingest};
 
-#[path = "../../../tests/erofs/archive.rs"]
-#[allow(dead_code)]
-mod archive;
-
-use archive::{Entry, dir, file, hardlink, layer, symlink};
+use crate::image::layer::archive::{Entry, dir, file, hardlink, layer, symlink};
 
 fn tree(entries: &[Entry]) -> Result<Tree, String> {
     let mut blob = BlobWriter::new(tempfile::tempfile().unwrap());
@@ -183,7 +179,9 @@ fn links_to_nothing_are_refused_with_both_names() {
     assert!(why(&[&[hardlink("h", "no/where")]]).contains("layer 0 has a hard link to \"no/where\""));
     assert!(why(&[&[hardlink("h", "later"), file("later", "")]]).contains("hard link to \"later\""));
     assert!(why(&[&[dir("d")], &[hardlink("h", "d")]]).contains("layer 1 has a hard link to \"d\", a directory"));
-    assert!(why(&[&[file("f", "")], &[file("f/x", "")]]).contains("layer 1 cannot be placed: its path leads through \"f\""));
+    assert!(
+        why(&[&[file("f", "")], &[file("f/x", "")]]).contains("layer 1 cannot be placed: its path leads through \"f\"")
+    );
 }
 
 #[test]

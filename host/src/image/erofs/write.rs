@@ -50,7 +50,9 @@ pub enum WriteError {
         blob: u16,
     },
     /// Block numbers have 32 bits, device numbers 16.
-    #[error("cannot write the EROFS metadata: metadata and {blobs} blobs take {bytes} bytes, more than 16 TiB or 65534 blobs")]
+    #[error(
+        "cannot write the EROFS metadata: metadata and {blobs} blobs take {bytes} bytes, more than 16 TiB or 65534 blobs"
+    )]
     TooLarge {
         /// How many blobs.
         blobs: usize,
@@ -203,7 +205,8 @@ fn put_chunks(sink: &mut Sink<'_>, file: &FileData, id: InodeId, blobs: &[BlobRe
     let mut indexes = vec![disk::HOLE; file.chunk_count() as usize];
     for extent in &file.extents {
         let end = u64::from(extent.chunk) + u64::from(extent.chunks);
-        let used = (end << file.chunk_bits).min(file.size.div_ceil(BLOCK)) - (u64::from(extent.chunk) << file.chunk_bits);
+        let used =
+            (end << file.chunk_bits).min(file.size.div_ceil(BLOCK)) - (u64::from(extent.chunk) << file.chunk_bits);
         if u64::from(extent.block) + used > blob_blocks {
             return Err(outside());
         }

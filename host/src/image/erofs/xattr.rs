@@ -24,8 +24,7 @@ fn entry_size(name: &[u8], value: &[u8]) -> usize {
 
 /// Bytes that they take behind the inode; none if there are too many to count in 16 bits.
 pub(super) fn size(xattrs: &[Xattr]) -> Option<u64> {
-    let entries: usize =
-        xattrs.iter().filter_map(|x| split(&x.name).map(|(_, name)| entry_size(name, &x.value))).sum();
+    let entries: usize = xattrs.iter().filter_map(|x| split(&x.name).map(|(_, name)| entry_size(name, &x.value))).sum();
     match entries {
         0 => Some(0),
         _ => u16::try_from(entries / 4 + 1).ok().map(|_| (HEADER + entries) as u64),

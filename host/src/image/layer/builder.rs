@@ -137,7 +137,9 @@ impl TreeBuilder {
     /// Where `name` in `directory` leads, through symbolic links; made if it is missing.
     pub(crate) fn directory_in(&mut self, directory: InodeId, name: &[u8]) -> Result<InodeId, PathError> {
         let mut trail = vec![directory];
-        while let Some(parent) = trail.last().filter(|id| **id != Tree::ROOT).and_then(|id| self.parents.get(*id as usize)) {
+        while let Some(parent) =
+            trail.last().filter(|id| **id != Tree::ROOT).and_then(|id| self.parents.get(*id as usize))
+        {
             trail.push(*parent);
         }
         trail.reverse();

@@ -261,7 +261,11 @@ impl<'a> Reader<'a> {
     /// A non-empty text without NUL.
     fn name(&mut self, max: usize) -> Result<Name, TreeError> {
         let text = self.text(max)?;
-        if text.is_empty() || text.contains(&0) { Err(self.malformed("a name is empty or holds NUL")) } else { Ok(text.into()) }
+        if text.is_empty() || text.contains(&0) {
+            Err(self.malformed("a name is empty or holds NUL"))
+        } else {
+            Ok(text.into())
+        }
     }
 
     /// A name of a directory's entry, above the one before.

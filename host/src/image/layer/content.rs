@@ -143,7 +143,9 @@ impl<'b> FileWriter<'b> {
     fn push(&mut self, extent: Extent) {
         let bits = self.chunk_bits;
         match self.extents.last_mut() {
-            Some(last) if last.chunk + last.chunks == extent.chunk && follows(last, bits).end == u64::from(extent.block) => {
+            Some(last)
+                if last.chunk + last.chunks == extent.chunk && follows(last, bits).end == u64::from(extent.block) =>
+            {
                 last.chunks += 1;
             }
             _ => self.extents.push(extent),

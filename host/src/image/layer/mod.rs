@@ -24,6 +24,9 @@ mod stream;
 mod tree;
 
 #[cfg(test)]
+#[path = "../../../tests/erofs/archive.rs"]
+pub(crate) mod archive;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use error::printable;

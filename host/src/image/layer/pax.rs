@@ -35,9 +35,9 @@ impl Extended {
     /// Adds the records of one extended header; later ones win.
     pub(super) fn parse(&mut self, mut bytes: &[u8]) -> Result<(), EntryError> {
         while !bytes.is_empty() {
-            let (key, value, rest) = record(bytes)?;
-            self.set(key, value)?;
-            bytes = rest;
+            let record = Record::first(bytes)?;
+            self.set(record.key, record.value)?;
+            bytes = record.rest;
         }
         Ok(())
     }
@@ -84,15 +84,25 @@ fn some(value: &[u8]) -> Option<Vec<u8>> {
     (!value.is_empty()).then(|| value.to_vec())
 }
 
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), EntryError> {
-    let wrong = EntryError::ExtendedHeader;
-    let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or(wrong("a record has no length"))?;
-    let len = number(&bytes[..space]).and_then(|len| usize::try_from(len).ok());
-    let len = len.filter(|len| *len <= bytes.len() && *len > space + 1).ok_or(wrong("a record's length is wrong"))?;
-    let (record, rest) = bytes.split_at(len);
-    let record = record[space + 1..].strip_suffix(b"\n").ok_or(wrong("a record does not end in a line feed"))?;
-    let equals = record.iter().position(|byte| *byte == b'=').ok_or(wrong("a record has no '='"))?;
-    Ok((&record[..equals], &record[equals + 1..], rest))
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+    /// What follows it.
+    rest: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    fn first(bytes: &'a [u8]) -> Result<Self, EntryError> {
+        let wrong = EntryError::ExtendedHeader;
+        let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or(wrong("a record has no length"))?;
+        let len = number(&bytes[..space]).and_then(|len| usize::try_from(len).ok());
+        let len =
+            len.filter(|len| *len <= bytes.len() && *len > space + 1).ok_or(wrong("a record's length is wrong"))?;
+        let (record, rest) = bytes.split_at(len);
+        let record = record[space + 1..].strip_suffix(b"\n").ok_or(wrong("a record does not end in a line feed"))?;
+        let equals = record.iter().position(|byte| *byte == b'=').ok_or(wrong("a record has no '='"))?;
+        Ok(Self { key: &record[..equals], value: &record[equals + 1..], rest })
+    }
 }
 
 /// A plain decimal number.
@@ -118,7 +128,8 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let nanoseconds = (0..9).fold(0, |value, i| value * 10 + fraction.get(i).map_or(0, |digit| u32::from(digit - b'0')));
+    let nanoseconds =
+        (0..9).fold(0, |value, i| value * 10 + fraction.get(i).map_or(0, |digit| u32::from(digit - b'0')));
     Some(match (negative, nanoseconds) {
         (false, _) => Time { seconds: whole, nanoseconds },
         (true, 0) => Time { seconds: -whole, nanoseconds: 0 },

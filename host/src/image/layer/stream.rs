@@ -55,8 +55,11 @@ impl<'a> Stream<'a> {
             Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(INPUT_BUFFER, input))),
             Compression::Zstd => {
                 let input = BufReader::with_capacity(INPUT_BUFFER, input);
-                let decoder = zstd::Decoder::with_buffer(input)
-                    .map_err(|source| LayerError::Decompress { compression, offset: 0, source })?;
+                let decoder = zstd::Decoder::with_buffer(input).map_err(|source| LayerError::Decompress {
+                    compression,
+                    offset: 0,
+                    source,
+                })?;
                 Box::new(decoder)
             }
         };

@@ -7,11 +7,7 @@ use tar::{EntryType, Header};
 
 use super::*;
 
-#[path = "../../../tests/erofs/archive.rs"]
-#[allow(dead_code)]
-mod archive;
-
-use archive::{Entry, dir, file, hardlink, layer, member, record, symlink};
+use super::archive::{Entry, device, dir, file, hardlink, layer, member, record, symlink};
 
 fn take_with(bytes: &[u8], compression: Compression, limits: &LayerLimits) -> Result<Layer, LayerError> {
     let mut blob = BlobWriter::new(tempfile::tempfile().unwrap());
@@ -257,7 +253,7 @@ fn some_tree() -> Tree {
         hardlink("h", "d/f"),
         hardlink("below", "not/here"),
         symlink("l", "t"),
-        archive::device("c", EntryType::Char, (4095, 1_048_575)),
+        device("c", EntryType::Char, (4095, 1_048_575)),
         file("d/.wh.gone", ""),
         file("e/.wh..wh..opq", ""),
     ]);
