@@ -22,6 +22,10 @@ impl Place {
         self.directory.path().join(name)
     }
 
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).unwrap();
+    }
+
     /// Removes the directory and proves that nothing is left of it.
     pub fn close(self) {
         let path = self.directory.path().to_path_buf();

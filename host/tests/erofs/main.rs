@@ -266,6 +266,89 @@ fn layers_over_each_other() {
     compare_layers(&[lower, middle, upper], &["", "made", "made/on", "made/on/the"]);
 }
 
+#[test]
+fn orders_of_entries_within_a_layer() {
+    if !runnable() {
+        return;
+    }
+    let lower = layer(&[
+        dir("./"),
+        dir("kept"),
+        file("kept/below", "lower"),
+        file("hidden", "lower"),
+        dir("opaque"),
+        file("opaque/below", "lower"),
+        file("opaque/renewed", "lower"),
+        dir("emptied"),
+        file("emptied/below", "lower"),
+        symlink("way", "kept"),
+    ]);
+    let upper = layer(&[
+        // Whiteouts behind what they must not hide.
+        file("hidden", "upper"),
+        file(".wh.hidden", ""),
+        dir("opaque"),
+        file("opaque/renewed", "upper"),
+        file("opaque/.wh..wh..opq", ""),
+        file("kept/new", "upper"),
+        file("kept/.wh.below", ""),
+        // A directory that becomes a file that becomes a directory.
+        dir("turn"),
+        file("turn/x", ""),
+        file("turn", "file"),
+        file("emptied", "file"),
+        dir("emptied"),
+        file("emptied/upper", ""),
+        // Names that mean the same.
+        file("/absolute", "x"),
+        file("./dotted/./name", "x"),
+        file("way/../cleaned", "x"),
+        // Through links of this layer, to places that do not exist yet.
+        symlink("ahead", "future/place"),
+        file("ahead/x", "x"),
+        symlink("rooted", "/../../kept"),
+        file("rooted/y", "y"),
+    ]);
+    compare_layers(&[lower, upper], &["", "dotted", "future", "future/place"]);
+}
+
+/// Cuts times to whole seconds.
+fn whole_seconds(mut snapshot: snapshot::Snapshot) -> snapshot::Snapshot {
+    snapshot.values_mut().for_each(|seen| seen.mtime.1 = 0);
+    snapshot
+}
+
+#[test]
+fn archives_that_gnu_tar_made() {
+    if !runnable() {
+        return;
+    }
+    let place = Place::new();
+    let mut entries = attributes();
+    // GNU tar writes a pipe with two names as two pipes.
+    let left_out = |path: &[u8]| path == b"./" || path == b"pipe-too" || path.starts_with(b"many/");
+    for more in [xattrs(), names(), kinds()] {
+        entries.extend(more.into_iter().filter(|entry| !left_out(&entry.path)));
+    }
+    let source = reference::gnu_tar(&place, &layer(&entries));
+    let theirs = snapshot(&source);
+    place.remove("gnu.tar");
+    let posix = archived(&place, &["--format=posix", "--xattrs", "--xattrs-include=*"], "gnu");
+    let built = build(&place, &[posix]);
+    let mounted = Mounted::by_loop(&place, &built.flat);
+    assert_same(&mut snapshot(mounted.path()), &mut snapshot(&source), &[], "tar --format=posix");
+    drop(mounted);
+
+    place.remove("blob-0");
+    let built = build(&place, &[archived(&place, &["--format=gnu"], "gnu")]);
+    let mounted = Mounted::by_loop(&place, &built.flat);
+    let mut theirs = whole_seconds(theirs);
+    theirs.values_mut().for_each(|seen| seen.xattrs.clear());
+    assert_same(&mut whole_seconds(snapshot(mounted.path())), &mut theirs, &[], "tar --format=gnu");
+    drop(mounted);
+    place.close();
+}
+
 /// Runs `tar` in `directory` and returns the archive.
 fn archived(place: &Place, options: &[&str], directory: &str) -> Vec<u8> {
     let out = place.path("made.tar");

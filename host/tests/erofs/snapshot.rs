@@ -22,7 +22,7 @@ pub struct Seen {
     pub mtime: (i64, i64),
     links: u64,
     device: u64,
-    xattrs: BTreeMap<String, Vec<u8>>,
+    pub xattrs: BTreeMap<String, Vec<u8>>,
     content: String,
     /// The first of the names that this inode has.
     same_as: String,

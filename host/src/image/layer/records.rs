@@ -106,10 +106,13 @@ impl Records<'_, '_> {
             let end = !more || header.as_bytes().iter().all(|byte| *byte == 0);
             return if end { Ok(None) } else { Err(EntryError::AfterEnd.into()) };
         }
-        let claimed = numeric(&header.as_old().cksum, "checksum").map_err(|_| EntryError::Checksum)?;
-        let bytes = header.as_bytes().iter().enumerate();
-        let sum: u64 = bytes.map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u64::from(*byte) }).sum();
-        if sum == claimed { Ok(Some(header)) } else { Err(EntryError::Checksum.into()) }
+        let claimed = signed(&header.as_old().cksum, "checksum").map_err(|_| EntryError::Checksum)?;
+        let counted = |(i, byte): (usize, &u8)| if (148..156).contains(&i) { b' ' } else { *byte };
+        let bytes = || header.as_bytes().iter().enumerate().map(counted);
+        // Some old writers summed signed bytes.
+        let unsigned: i64 = bytes().map(i64::from).sum();
+        let as_signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
+        if [unsigned, as_signed].contains(&claimed) { Ok(Some(header)) } else { Err(EntryError::Checksum.into()) }
     }
 
     /// The contents of an entry that describes another.
