@@ -25,6 +25,8 @@ pub struct ImageStoreConfig {
     pub attempts: u32,
     /// Milliseconds before the second attempt; doubles with each further one.
     pub retry_delay_ms: u64,
+    /// Seconds for which the complete layers of a failed pull wait for the next attempt.
+    pub keep_layers_s: u64,
     /// What an image may be at most.
     pub limits: ImageLimits,
 }
@@ -74,6 +76,7 @@ impl Default for ImageStoreConfig {
             stall_timeout_s: 60,
             attempts: 5,
             retry_delay_ms: 500,
+            keep_layers_s: 600,
             limits: ImageLimits::default(),
         }
     }
@@ -122,5 +125,28 @@ impl ImageStoreConfig {
     /// Longest silence of a registry.
     pub(crate) fn stall_timeout(&self) -> Duration {
         Duration::from_secs(self.stall_timeout_s.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_people_write() {
+        let text = r#"
+            plain_http = ["10.0.0.1:5000"]
+            [[registry]]
+            prefix = "registry.k8s.io"
+            location = "10.0.0.1:5000/k8s"
+            [limits]
+            layers = 100
+        "#;
+        let config: ImageStoreConfig = toml::from_str(text).unwrap();
+        assert_eq!(config.limits, ImageLimits { layers: 100, ..ImageLimits::default() });
+        assert_eq!(config.check(), Ok(()));
+        assert!(toml::from_str::<ImageStoreConfig>("plain-http = []").is_err());
+        let wrong = ImageStoreConfig { plain_http: vec!["http://10.0.0.1".into()], ..config };
+        assert!(wrong.check().is_err_and(|why| why.contains("\"http://10.0.0.1\" is no host[:port]")));
     }
 }

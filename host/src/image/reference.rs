@@ -236,6 +236,17 @@ fn checked_tag(tag: &str) -> Result<String, InvalidReference> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_parses_reads_the_same_again(text in "[a-zA-Z0-9.:/@_\\[\\]-]{0,60}|.{0,40}") {
+            if let Ok(reference) = Reference::parse(&text) {
+                let again = Reference::parse(&reference.to_string()).unwrap();
+                prop_assert_eq!(again, reference);
+            }
+        }
+    }
 
     const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 

@@ -45,6 +45,7 @@ impl Place {
             stall_timeout_s: 1,
             attempts: 2,
             retry_delay_ms: 1,
+            keep_layers_s: 0,
             ..ImageStoreConfig::default()
         };
         Self { directory, config }

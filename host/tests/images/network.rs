@@ -129,3 +129,22 @@ async fn an_image_that_is_not_there() {
     drop((images, server));
     place.close();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_attempt_has_the_layers_of_the_failed_one() {
+    let built = Recipe::new(vec![tar(&[("a", &noise(18, 50_000))]), tar(&[("b", &noise(19, 50_000))])]).build();
+    let (first, second) = (built.layers[0].digest().to_string(), built.layers[1].digest().to_string());
+    let failing = second.clone();
+    let server = Server::start(Content::of("app", "1", &built), move |request| {
+        if request.path.ends_with(&failing) && request.before < 2 { Reply::Silent(10_000) } else { Reply::Honest }
+    });
+    let mut place = Place::new(&server.host());
+    place.config.keep_layers_s = 60;
+    let images = place.open().await;
+    let name = format!("{}/app:1", server.host());
+    assert_says(&pull(&images, &name).await.unwrap_err().to_string(), &["layer 2 of 2", "broke off"]);
+    pull(&images, &name).await.unwrap();
+    assert_eq!((server.asked(&first).len(), server.asked(&second).len()), (1, 3));
+    drop((images, server));
+    place.close();
+}

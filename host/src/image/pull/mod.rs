@@ -4,6 +4,7 @@ mod channel;
 mod document;
 mod ingest;
 mod join;
+mod keep;
 mod layer;
 mod meter;
 mod run;
@@ -36,6 +37,7 @@ pub(crate) struct Puller {
     layers: Joined<Digest, Result<Arc<Lease>, PullError>>,
     meters: meter::Meters<PullKey>,
     cancelled: ingest::Cancelled,
+    kept: keep::Kept,
 }
 
 impl Puller {
@@ -49,6 +51,7 @@ impl Puller {
             layers: Joined::new(),
             meters: meter::Meters::default(),
             cancelled: ingest::Cancelled::default(),
+            kept: keep::Kept::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! One pull from its first request to the image in the index.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
 
@@ -45,23 +45,45 @@ impl Puller {
                 meter: meter.clone(),
             })
             .collect();
-        let layers = try_join_all(jobs.iter().map(|job| self.layer(job))).await;
-        if layers.is_err() {
-            // A caller told of a failure finds nothing half-made.
-            self.settle().await;
-        }
-        let layers = layers?;
+        let layers = self.layers(&jobs).await?;
 
         let store = self.store.clone();
         let id = documents.config_digest;
         let finish = move || Finish { store, reference, documents }.run();
-        let finished = tokio::task::spawn_blocking(finish).await;
-        if !matches!(finished, Ok(Ok(()))) {
-            drop(layers);
-            self.settle().await;
+        let finished = match tokio::task::spawn_blocking(finish).await {
+            Ok(finished) => finished.map_err(PullError::store(&image)),
+            Err(error) => Err(PullError::Internal { image, reason: error.to_string() }),
+        };
+        if let Err(error) = &finished {
+            self.clean_up(error, layers).await;
         }
-        let finished = finished.map_err(|e| PullError::Internal { image: image.clone(), reason: e.to_string() })?;
-        finished.map(|()| id).map_err(PullError::store(&image))
+        finished.map(|()| id)
+    }
+
+    /// All layers, or the first failure.
+    async fn layers(self: &Arc<Self>, jobs: &[LayerJob]) -> Result<Vec<Arc<Lease>>, PullError> {
+        let complete = Mutex::new(Vec::new());
+        let one = async |job| {
+            let lease = self.layer(job).await?;
+            complete.lock().unwrap_or_else(PoisonError::into_inner).push(lease.clone());
+            Ok(lease)
+        };
+        let layers = try_join_all(jobs.iter().map(one)).await;
+        if let Err(error) = &layers {
+            self.clean_up(error, complete.into_inner().unwrap_or_else(PoisonError::into_inner)).await;
+        }
+        layers
+    }
+
+    /// A caller who is told of a failure finds nothing half-made, and complete layers only if there is room.
+    async fn clean_up(self: &Arc<Self>, error: &PullError, complete: Vec<Arc<Lease>>) {
+        if error.is_disk_full() {
+            drop(complete);
+            self.keep_nothing();
+        } else {
+            self.keep(complete);
+        }
+        self.settle().await;
     }
 }
 

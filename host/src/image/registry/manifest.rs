@@ -150,6 +150,20 @@ fn level(architecture: &str, variant: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn damaged_manifests_never_panic(at in 0usize..400, byte: u8) {
+            let layer = r#"{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:00","size":1}"#;
+            let text = format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layer},{layer}],"annotations":{{}}}}"#);
+            let mut bytes = text.into_bytes();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = parse(&bytes, None, 10);
+            let _ = parse(&bytes[..at], Some("application/vnd.oci.image.index.v1+json"), 10);
+        }
+    }
 
     fn index(platforms: &[&str]) -> OciImageIndex {
         let entries: Vec<_> = platforms
