@@ -54,7 +54,9 @@ pub enum MergeError {
 /// # Errors
 /// See [`MergeError`].
 pub fn merge(layers: &[&Tree]) -> Result<Tree, MergeError> {
-    let mut builder = TreeBuilder::new(u64::MAX, u64::MAX);
+    // Links that lead to what is not there can make more directories than the layers have inodes, but not many more.
+    let inodes: u64 = layers.iter().map(|layer| layer.inodes().len() as u64).sum();
+    let mut builder = TreeBuilder::new(2 * inodes + 10_000, u64::MAX);
     for (position, layer) in layers.iter().enumerate() {
         let blob = u16::try_from(position).ok().filter(|blob| *blob < u16::MAX - 1);
         let blob = blob.ok_or(MergeError::Layers { count: layers.len() })?;

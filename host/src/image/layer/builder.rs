@@ -8,6 +8,10 @@ use super::tree::{Inode, InodeId, Kind, Name, Tree};
 const MAX_SYMLINKS: usize = 40;
 /// Directories below each other. Paths are shorter than that, but symbolic links can put one below the other.
 const MAX_DEPTH: usize = 4096;
+/// Directories that an entry's path may lead through on average.
+const STEPS_PER_INODE: u64 = 64;
+/// On top, so that small trees may be as deep as they like.
+const FREE_STEPS: u64 = 1 << 20;
 
 /// Why a path leads nowhere, or nothing more fits into the tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,12 @@ pub enum PathError {
     NameLen {
         /// Bytes.
         len: usize,
+    },
+    /// Paths through links and deep directories, again and again.
+    #[error("with it paths lead through more than the {limit} directories allowed, counted each time")]
+    Steps {
+        /// A multiple of the inodes allowed.
+        limit: u64,
     },
     /// The tree's inodes.
     #[error("with it there are more than the {limit} inodes allowed")]
@@ -68,14 +78,23 @@ pub struct TreeBuilder {
     max_inodes: u64,
     max_bytes: u64,
     bytes: u64,
+    max_steps: u64,
+    steps: u64,
 }
 
 impl TreeBuilder {
     /// An empty root with mode 0755 that takes this many inodes and bytes of names and attributes.
     #[must_use]
     pub fn new(max_inodes: u64, max_bytes: u64) -> Self {
-        let max_inodes = max_inodes.min(u64::from(u32::MAX - 1));
-        Self { tree: Tree::default(), parents: vec![Tree::ROOT], max_inodes, max_bytes, bytes: 0 }
+        Self {
+            tree: Tree::default(),
+            parents: vec![Tree::ROOT],
+            max_inodes: max_inodes.min(u64::from(u32::MAX - 1)),
+            max_bytes,
+            bytes: 0,
+            max_steps: max_inodes.saturating_mul(STEPS_PER_INODE).saturating_add(FREE_STEPS),
+            steps: 0,
+        }
     }
 
     /// The tree, without inodes that lost their last name.
@@ -101,6 +120,12 @@ impl TreeBuilder {
     pub(crate) fn charge(&mut self, bytes: usize) -> Result<(), PathError> {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         if self.bytes > self.max_bytes { Err(PathError::Metadata { limit: self.max_bytes }) } else { Ok(()) }
+    }
+
+    /// Counts directories that a path leads through: a few bytes of a layer can ask for a long way.
+    fn step(&mut self, count: usize) -> Result<(), PathError> {
+        self.steps = self.steps.saturating_add(count as u64);
+        if self.steps > self.max_steps { Err(PathError::Steps { limit: self.max_steps }) } else { Ok(()) }
     }
 
     /// Adds an inode without a name.
@@ -143,6 +168,7 @@ impl TreeBuilder {
             trail.push(*parent);
         }
         trail.reverse();
+        self.step(trail.len())?;
         self.walk(trail, vec![name.into()], Missing::Make)
     }
 
@@ -157,6 +183,7 @@ impl TreeBuilder {
     fn walk(&mut self, mut trail: Vec<InodeId>, mut ahead: Vec<Name>, missing: Missing) -> Result<InodeId, PathError> {
         let mut symlinks = 0;
         while let Some(name) = ahead.pop() {
+            self.step(1)?;
             let here = trail.last().copied().unwrap_or(Tree::ROOT);
             match &*name {
                 b"" | b"." => continue,

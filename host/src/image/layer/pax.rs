@@ -6,6 +6,9 @@
 use super::error::EntryError;
 use super::tree::{Time, Xattr};
 
+/// Attributes of one entry.
+const MAX_XATTRS: usize = 512;
+
 /// What an extended header said about the entry behind it.
 #[derive(Debug, Default)]
 pub(super) struct Extended {
@@ -65,17 +68,22 @@ impl Extended {
                     self.sparse.map.push(super::pax::number(part).ok_or(EntryError::Number { field: "sparse map" })?);
                 }
             }
-            _ => self.set_xattr(key, value),
+            _ => self.set_xattr(key, value)?,
         }
         Ok(())
     }
 
-    fn set_xattr(&mut self, key: &[u8], value: &[u8]) {
-        let Some(name) = key.strip_prefix(b"SCHILY.xattr.").filter(|name| !name.contains(&0)) else { return };
+    fn set_xattr(&mut self, key: &[u8], value: &[u8]) -> Result<(), EntryError> {
+        let Some(name) = key.strip_prefix(b"SCHILY.xattr.").filter(|name| !name.contains(&0)) else { return Ok(()) };
         self.xattrs.retain(|xattr| &*xattr.name != name);
+        if self.xattrs.len() == MAX_XATTRS {
+            return Err(EntryError::ExtendedHeader("it has more than 512 attributes"));
+        }
+        // As in any record, an empty value takes an earlier one back.
         if !value.is_empty() {
             self.xattrs.push(Xattr { name: name.into(), value: value.into() });
         }
+        Ok(())
     }
 }
 

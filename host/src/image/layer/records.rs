@@ -66,7 +66,7 @@ impl Records<'_, '_> {
     fn read(&mut self, shown: &mut Vec<u8>) -> Result<Option<Record>, Failure> {
         let mut extended = Extended::default();
         let (mut long_name, mut long_link) = (None, None);
-        let mut dangling = false;
+        let (mut dangling, mut described) = (false, false);
         loop {
             let offset = self.stream.position();
             let Some(header) = self.header()? else {
@@ -74,7 +74,11 @@ impl Records<'_, '_> {
             };
             *shown = header.path_bytes().into_owned();
             match header.as_old().linkflag[0] {
-                b'x' => extended.parse(&self.payload(&header)?)?,
+                b'x' if described => return Err(EntryError::ExtendedHeader("it is the second for one entry").into()),
+                b'x' => {
+                    extended.parse(&self.payload(&header)?)?;
+                    described = true;
+                }
                 b'L' => long_name = Some(until_nul(self.payload(&header)?)),
                 b'K' => long_link = Some(until_nul(self.payload(&header)?)),
                 // Global headers hold comments in practice; other runtimes pass over them too.

@@ -226,6 +226,22 @@ fn a_decompression_bomb_ends_at_the_limit() {
 }
 
 #[test]
+fn long_ways_through_links_are_counted() {
+    let mut entries = vec![dir("d".to_owned() + &"/d".repeat(1000))];
+    let mut target = "d/".repeat(1000) + &"../".repeat(999);
+    for i in 0..30 {
+        entries.push(symlink(format!("s{i}"), &target[..4000.min(target.len())]));
+        target = format!("s{i}/../{}", "d/../".repeat(700));
+    }
+    (0..2000).for_each(|i| entries.push(file(format!("s29/{i}"), "")));
+    let limits = LayerLimits { entries: 4000, ..LayerLimits::default() };
+    let started = std::time::Instant::now();
+    let error = take_with(&layer(&entries), Compression::None, &limits).unwrap_err().to_string();
+    assert!(error.contains("directories allowed, counted each time"), "{error}");
+    assert!(started.elapsed().as_secs() < 30);
+}
+
+#[test]
 fn symbolic_links_cannot_make_the_tree_endlessly_deep() {
     let mut entries = vec![symlink("s0", "d/".repeat(1500))];
     for i in 1..5 {
