@@ -16,6 +16,7 @@ mod registry;
 mod root;
 mod server;
 mod store;
+mod tls;
 
 use std::io::Write;
 use std::path::Path;
@@ -23,20 +24,20 @@ use std::path::Path;
 use bulkhead::image::{ImageId, ImageStoreConfig, Images, PlatformConfig, PullError};
 
 /// Says that a test did not run, past the test harness's capture.
-pub fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     let _ = writeln!(std::io::stderr(), "test {name} ... skipped: {why}");
 }
 
 /// A store in a directory of its own.
-pub struct Place {
+pub(crate) struct Place {
     directory: tempfile::TempDir,
-    pub config: ImageStoreConfig,
+    pub(crate) config: ImageStoreConfig,
 }
 
 impl Place {
     /// For a registry without TLS at `host`.
-    pub fn new(host: &str) -> Self {
+    pub(crate) fn new(host: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let config = ImageStoreConfig {
             root: directory.path().join("images"),
@@ -51,16 +52,16 @@ impl Place {
         Self { directory, config }
     }
 
-    pub async fn open(&self) -> Images {
+    pub(crate) async fn open(&self) -> Images {
         Images::open(self.config.clone()).await.expect("the store opens")
     }
 
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.config.root
     }
 
     /// Files and directories below the store's root, sorted.
-    pub fn files(&self) -> Vec<String> {
+    pub(crate) fn files(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut to_read = vec![self.root().to_owned()];
         while let Some(directory) = to_read.pop() {
@@ -77,14 +78,14 @@ impl Place {
     }
 
     /// What a store without images consists of, and nothing else, is there.
-    pub fn assert_empty(&self) {
+    pub(crate) fn assert_empty(&self) {
         let expected = ["blobs", "blobs/sha256", "images", "index.json", "lock", "tmp"];
         let files: Vec<_> = self.files().into_iter().filter(|f| f != "index.json").collect();
         assert_eq!(files, expected.into_iter().filter(|f| *f != "index.json").collect::<Vec<_>>());
     }
 
     /// Nothing of the test is left: no file, no mount.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         let path = self.directory.path().to_owned();
         self.directory.close().expect("the directory can be removed");
         assert!(!path.exists());
@@ -94,12 +95,12 @@ impl Place {
 }
 
 /// A pull without credentials and without interest in its progress.
-pub async fn pull(images: &Images, name: &str) -> Result<ImageId, PullError> {
+pub(crate) async fn pull(images: &Images, name: &str) -> Result<ImageId, PullError> {
     images.pull(name, None, |_| ()).await
 }
 
 /// The text of a pull that must fail; the store is as empty as before.
-pub async fn failure(place: &Place, images: &Images, name: &str) -> String {
+pub(crate) async fn failure(place: &Place, images: &Images, name: &str) -> String {
     let error = pull(images, name).await.expect_err("the pull fails");
     place.assert_empty();
     assert!(images.list().is_empty() && images.find(name).is_none());
@@ -107,7 +108,7 @@ pub async fn failure(place: &Place, images: &Images, name: &str) -> String {
 }
 
 /// Takes a mount of a test away; it must not be busy, unless the test has failed already.
-pub fn unmount(at: &Path) {
+pub(crate) fn unmount(at: &Path) {
     use rustix::mount::{UnmountFlags, unmount};
     if std::thread::panicking() {
         let _ = unmount(at, UnmountFlags::DETACH);
@@ -118,7 +119,7 @@ pub fn unmount(at: &Path) {
 
 /// All words are there.
 #[track_caller]
-pub fn assert_says(text: &str, words: &[&str]) {
+pub(crate) fn assert_says(text: &str, words: &[&str]) {
     for word in words {
         assert!(text.contains(word), "{word:?} is missing in: {text}");
     }

@@ -76,7 +76,8 @@ async fn a_busy_registry_is_asked_again_when_it_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_fails_to_the_end() {
-    let answers: [(u16, Vec<(&str, String)>, &[&str]); 3] = [
+    type Answer = (u16, Vec<(&'static str, String)>, &'static [&'static str]);
+    let answers: [Answer; 3] = [
         (500, vec![], &["is unavailable: manifest 1: 500", "(2 attempts)", "out of tea"]),
         (429, vec![], &["is unavailable: manifest 1: 429", "(2 attempts)"]),
         (429, vec![("Retry-After", "3600".into())], &["asks to wait 3600 s"]),

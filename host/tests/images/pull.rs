@@ -27,8 +27,8 @@ async fn the_life_of_an_image() {
 
     let image = images.find(&name).expect("by name");
     let by_digest = format!("{}/team/app@{}", registry.host(), built.manifest.digest());
-    assert_eq!(image.repo_tags, [name.clone()]);
-    assert_eq!(image.repo_digests, [by_digest.clone()]);
+    assert_eq!(image.repo_tags, std::slice::from_ref(&name));
+    assert_eq!(image.repo_digests, std::slice::from_ref(&by_digest));
     for way in [id.to_string(), id.hex(), id.hex()[..12].into(), by_digest] {
         assert_eq!(images.find(&way).expect(&way).id, id);
     }

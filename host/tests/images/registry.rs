@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
@@ -24,25 +25,34 @@ impl Registry {
     /// Starts one; `None`, having said why, where there is no such program.
     pub fn start(with_password: bool) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
-        let at = directory.path();
-        let auth = if with_password {
-            std::fs::write(at.join("htpasswd"), HTPASSWD).expect("htpasswd");
-            format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", at.join("htpasswd").display())
-        } else {
-            String::new()
-        };
+        if !with_password {
+            return Self::run(directory, "", None);
+        }
+        let file = directory.path().join("htpasswd");
+        std::fs::write(&file, HTPASSWD).expect("htpasswd");
+        let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", file.display());
+        let header = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode("someone:abc"));
+        Self::run(directory, &auth, Some(header))
+    }
+
+    /// The same contents on another port, with TLS.
+    pub fn with_tls(mut self, certificate: &Path, key: &Path) -> Option<Self> {
+        self.stop();
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().expect("a directory"));
+        let tls = format!("  tls: {{certificate: {}, key: {}}}\n", certificate.display(), key.display());
+        Self::run(directory, &tls, None)
+    }
+
+    fn run(directory: TempDir, more: &str, authorization: Option<String>) -> Option<Self> {
+        let (file, data) = (directory.path().join("config.yml"), directory.path().join("data"));
         let config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n{auth}",
-            at.join("data").display()
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp:\n  addr: '127.0.0.1:0'\n{more}",
+            data.display()
         );
-        std::fs::write(at.join("config.yml"), config).expect("configuration");
-        let command = Command::new("docker-registry")
-            .arg("serve")
-            .arg(at.join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut child = match command {
+        std::fs::write(&file, config).expect("configuration");
+        let mut command = Command::new("docker-registry");
+        let command = command.arg("serve").arg(file).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => {
                 super::skipped(&format!("docker-registry does not start: {error}"));
@@ -50,9 +60,12 @@ impl Registry {
             }
         };
         let host = listening(&mut child);
-        let authorization =
-            with_password.then(|| format!("Basic {}", base64::engine::general_purpose::STANDARD.encode("someone:abc")));
         Some(Self { child, host, authorization, directory })
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// `127.0.0.1:port`
@@ -64,7 +77,7 @@ impl Registry {
         self.child.id()
     }
 
-    pub fn directory(&self) -> &std::path::Path {
+    pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
@@ -111,8 +124,7 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

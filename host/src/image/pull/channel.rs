@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
-/// Chunks on the way; with the network's chunk size some hundred KiB.
-const CHUNKS: usize = 32;
+/// Chunks on the way, each of at most some hundred KiB.
+const CHUNKS: usize = 16;
 
 /// What crosses the channel.
 enum Message {

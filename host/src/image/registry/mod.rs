@@ -11,6 +11,7 @@ mod http;
 mod manifest;
 mod retry;
 mod session;
+mod token;
 
 pub use auth::{Credentials, CredentialsError};
 pub(crate) use endpoint::Endpoint;

@@ -13,19 +13,18 @@ use super::{Backoff, Credentials, Endpoint, Http, RegistryError};
 use crate::error_text;
 use crate::image::config::ImageStoreConfig;
 
-/// Of an error's or a token server's answer.
+/// Of an error's answer.
 const MAX_ERROR_BODY: usize = 8 << 10;
-const MAX_TOKEN: usize = 256 << 10;
 
 /// A repository of a registry, for the length of one pull.
 pub(crate) struct Session {
-    http: Arc<Http>,
-    endpoint: Endpoint,
-    tls: bool,
-    credentials: Option<Credentials>,
+    pub(super) http: Arc<Http>,
+    pub(super) endpoint: Endpoint,
+    pub(super) tls: bool,
+    pub(super) credentials: Option<Credentials>,
     /// The header that worked last.
     authorization: Mutex<Option<HeaderValue>>,
-    stall: Duration,
+    pub(super) stall: Duration,
     attempts: u32,
     retry_delay: Duration,
 }
@@ -159,7 +158,7 @@ impl Session {
         client.map_err(|reason| RegistryError::Tls { host: self.host().to_owned(), reason })
     }
 
-    async fn answer(&self, builder: reqwest::RequestBuilder) -> Result<Response, String> {
+    pub(super) async fn answer(&self, builder: reqwest::RequestBuilder) -> Result<Response, String> {
         match tokio::time::timeout(self.stall, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(error_text(&error.without_url())),
@@ -206,58 +205,8 @@ impl Session {
         Ok(())
     }
 
-    /// A pull token from the token server that the registry names.
-    async fn token(
-        &self,
-        what: &str,
-        realm: &str,
-        service: Option<String>,
-        scope: Option<String>,
-        backoff: &mut Backoff,
-    ) -> Result<String, RegistryError> {
-        let failed = |reason: &str| RegistryError::Token {
-            host: self.host().to_owned(),
-            what: what.to_owned(),
-            realm: realm.chars().take(200).collect(),
-            reason: reason.to_owned(),
-        };
-        let mut url = reqwest::Url::parse(realm).map_err(|_| failed("that is no URL"))?;
-        let tls = url.scheme() == "https";
-        if !tls && (self.tls || url.scheme() != "http") {
-            return Err(failed("only https is allowed for a registry that speaks https"));
-        }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.endpoint.repository));
-        url.query_pairs_mut().append_pair("scope", &scope);
-        if let Some(service) = service {
-            url.query_pairs_mut().append_pair("service", &service);
-        }
-        let loopback =
-            Endpoint { host: url.host_str().unwrap_or_default().into(), repository: String::new() }.is_loopback();
-        let client = self.http.client(tls, loopback).map_err(|reason| failed(&reason))?;
-        loop {
-            let mut builder = client.get(url.clone());
-            if let Some(header) = self.credentials.as_ref().and_then(|c| secret(&c.header())) {
-                builder = builder.header(AUTHORIZATION, header);
-            }
-            let reason = match self.answer(builder).await {
-                Ok(response) if response.status().is_success() => match read(response, MAX_TOKEN, self.stall).await {
-                    Ok(body) => return token_of(&body).ok_or_else(|| failed("its answer holds no token")),
-                    Err(reason) => reason,
-                },
-                Ok(response)
-                    if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
-                {
-                    return Err(self.refusal(what, response).await);
-                }
-                Ok(response) => format!("token server: {}", response.status()),
-                Err(reason) => format!("token server: {reason}"),
-            };
-            backoff.again(self.host(), what, reason, None).await?;
-        }
-    }
-
     /// The error for a status that no retry helps.
-    async fn refusal(&self, what: &str, response: Response) -> RegistryError {
+    pub(super) async fn refusal(&self, what: &str, response: Response) -> RegistryError {
         let status = response.status();
         let answer = self.words(response).await;
         let (host, what) = (self.host().to_owned(), what.to_owned());
@@ -298,7 +247,7 @@ impl Session {
 }
 
 /// At most a little over `limit` bytes of the body; the error is worth another attempt.
-async fn read(mut response: Response, limit: usize, stall: Duration) -> Result<Vec<u8>, String> {
+pub(super) async fn read(mut response: Response, limit: usize, stall: Duration) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while body.len() <= limit {
         match tokio::time::timeout(stall, response.chunk()).await {
@@ -311,27 +260,34 @@ async fn read(mut response: Response, limit: usize, stall: Duration) -> Result<V
     Ok(body)
 }
 
-fn token_of(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        token: Option<String>,
-        access_token: Option<String>,
-    }
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    answer.token.or(answer.access_token).filter(|token| !token.is_empty())
-}
-
-fn secret(text: &str) -> Option<HeaderValue> {
+/// A header value that logs do not show.
+pub(super) fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
+/// Whether this machine's registry speaks TLS. A certificate that is not trusted is TLS too, and a reason to fail.
 async fn speaks_tls(http: &Http, endpoint: &Endpoint, stall: Duration) -> bool {
     let Ok(client) = http.client(true, true) else { return false };
     let probe = client.get(format!("https://{}/v2/", endpoint.host)).timeout(stall).send();
     match probe.await {
         Ok(_) => true,
-        Err(error) => !error.is_connect(),
+        Err(error) => !error.is_connect() || is_bad_certificate(&error),
     }
+}
+
+fn is_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // An I/O error's source is that of the error in it, so the error in it is asked for by itself.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
