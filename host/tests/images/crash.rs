@@ -33,6 +33,8 @@ async fn a_killed_pull_leaves_nothing() {
         .args(["--exact", "crash::pulls_until_killed", "--ignored", "--test-threads=1"])
         .env(ROOT, place.root())
         .env(NAME, &name)
+        // What it makes beside the store must not outlive the test either.
+        .env("TMPDIR", place.root().parent().unwrap())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

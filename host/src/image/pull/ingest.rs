@@ -5,10 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
-
 use super::document::LayerSource;
-use crate::image::background::Background;
 use crate::image::config::ImageLimits;
 use crate::image::digest::Digest;
 use crate::image::error::{StoreError, is_disk_full};
@@ -31,41 +28,6 @@ pub(super) enum IngestError {
     DiffId(Digest),
     /// Files.
     Store(StoreError),
-}
-
-type Task = JoinHandle<Result<Ingested, IngestError>>;
-
-/// The tar sides of downloads that were dropped. They end by themselves, and their files with them.
-pub(super) type Cancelled = Arc<Background<Result<Ingested, IngestError>>>;
-
-/// A tar side under way; dropped, it is among the cancelled.
-pub(super) struct Ingesting {
-    task: Option<Task>,
-    cancelled: Cancelled,
-}
-
-impl Ingesting {
-    /// Starts `work` on a thread that may block.
-    pub fn start(cancelled: &Cancelled, work: impl FnOnce() -> Result<Ingested, IngestError> + Send + 'static) -> Self {
-        Self { task: Some(tokio::task::spawn_blocking(work)), cancelled: cancelled.clone() }
-    }
-
-    /// What became of it.
-    pub async fn finish(mut self) -> Result<Result<Ingested, IngestError>, String> {
-        let Some(task) = &mut self.task else { return Err("finished twice".into()) };
-        let result = task.await.map_err(|error| error.to_string());
-        self.task = None;
-        result
-    }
-}
-
-impl Drop for Ingesting {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-            self.cancelled.push(task);
-        }
-    }
 }
 
 /// How a media type says that a layer is packed.

@@ -9,8 +9,9 @@ use reqwest::StatusCode;
 use super::Puller;
 use super::channel::{self, Sender};
 use super::document::LayerSource;
-use super::ingest::{self, IngestError, Ingested, Ingesting};
+use super::ingest::{self, IngestError, Ingested};
 use super::meter::Meter;
+use crate::image::background::Blocking;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
 use crate::image::registry::{RegistryError, Request, Session};
@@ -68,13 +69,13 @@ impl Puller {
         let (sender, receiver) = channel::channel();
         let (store, source, limits) = (self.store.clone(), job.source.clone(), self.config.limits);
         let work = move || ingest::ingest(&store, &source, compression, &limits, receiver);
-        let ingesting = Ingesting::start(&self.cancelled, work);
+        let ingesting = Blocking::start(&self.ingesting, work);
         let streamed = Stream::new(job).run(sender).await;
         let ingested = ingesting.finish().await.map_err(|e| job.internal(&e))?;
         let ingested = job.judge(streamed, ingested)?;
         let (store, image) = (self.store.clone(), job.image.clone());
         let place = move || store.place_layer(ingested.record, ingested.blob, ingested.tree);
-        let placed = tokio::task::spawn_blocking(place).await.map_err(|e| job.internal(&e))?;
+        let placed = Blocking::start(&self.placing, place).finish().await.map_err(|e| job.internal(&e))?;
         placed.map_err(PullError::store(&image))
     }
 }

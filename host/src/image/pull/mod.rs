@@ -14,13 +14,15 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 
+use super::background::Background;
 use super::config::ImageStoreConfig;
 use super::digest::Digest;
-use super::error::PullError;
+use super::error::{PullError, StoreError};
 use super::image::ImageId;
 use super::reference::Reference;
 use super::registry::{Credentials, Http};
 use super::store::{Lease, Store};
+use ingest::{IngestError, Ingested};
 use join::Joined;
 pub use meter::Progress;
 
@@ -36,7 +38,10 @@ pub(crate) struct Puller {
     pulls: Joined<PullKey, Result<ImageId, PullError>>,
     layers: Joined<Digest, Result<Arc<Lease>, PullError>>,
     meters: meter::Meters<PullKey>,
-    cancelled: ingest::Cancelled,
+    /// The blocking parts of pulls, in their order.
+    ingesting: Arc<Background<Result<Ingested, IngestError>>>,
+    placing: Arc<Background<Result<Lease, StoreError>>>,
+    finishing: Arc<Background<Result<(), StoreError>>>,
     kept: keep::Kept,
 }
 
@@ -50,14 +55,18 @@ impl Puller {
             pulls: Joined::new(),
             layers: Joined::new(),
             meters: meter::Meters::default(),
-            cancelled: ingest::Cancelled::default(),
+            ingesting: Arc::default(),
+            placing: Arc::default(),
+            finishing: Arc::default(),
             kept: keep::Kept::default(),
         }
     }
 
-    /// Waits for files that dropped pulls and leases left to be deleted.
+    /// Waits until what dropped pulls and leases left is deleted.
     pub async fn settle(&self) {
-        self.cancelled.wait().await;
+        self.ingesting.wait().await;
+        self.placing.wait().await;
+        self.finishing.wait().await;
         self.store.collecting.wait().await;
     }
 

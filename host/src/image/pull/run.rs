@@ -9,6 +9,7 @@ use super::Puller;
 use super::document::{self, Documents};
 use super::layer::LayerJob;
 use super::meter::Meter;
+use crate::image::background::Blocking;
 use crate::image::digest::Digest;
 use crate::image::erofs::{self, BlobRef};
 use crate::image::error::{PullError, StoreError};
@@ -50,9 +51,9 @@ impl Puller {
         let store = self.store.clone();
         let id = documents.config_digest;
         let finish = move || Finish { store, reference, documents }.run();
-        let finished = match tokio::task::spawn_blocking(finish).await {
+        let finished = match Blocking::start(&self.finishing, finish).finish().await {
             Ok(finished) => finished.map_err(PullError::store(&image)),
-            Err(error) => Err(PullError::Internal { image, reason: error.to_string() }),
+            Err(reason) => Err(PullError::Internal { image, reason }),
         };
         if let Err(error) = &finished {
             self.clean_up(error, layers).await;
