@@ -9,6 +9,7 @@ mod mounts;
 mod network;
 mod shutdown;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,7 +49,11 @@ pub fn main() -> ExitCode {
 fn start() -> Result<(), Failure> {
     mounts::root()?;
     mounts::early()?;
+    // The kernel drops all but ten lines in five seconds otherwise.
+    fs::write("/proc/sys/kernel/printk_devkmsg", "on\n")?;
     crate::log::to_kernel_log();
+    // Every start and end of a container waits for grace periods; the pod's vCPUs are few and its own.
+    fs::write("/sys/kernel/rcu_expedited", "1")?;
     let limit = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
     setrlimit(Resource::Nofile, limit)?;
     let cgroup = mounts::cgroups()?;
