@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 use vhost::vhost_user::{Error as VhostError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex};
+use vhost_user_backend::{
+    Error as DaemonError, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex,
+};
 use vm_memory::GuestMemoryAtomic;
 
 use crate::devices::GuestRam;
@@ -30,7 +32,9 @@ pub enum ServeError {
 }
 
 /// What the server needs of an adapter beside `VhostUserBackend`.
-pub(super) trait Adapter: VhostUserBackend<Bitmap = (), Vring = VringMutex<SharedRam>> {
+pub(super) trait Adapter:
+    VhostUserBackend<Bitmap = (), Vring = VringMutex<SharedRam>>
+{
     /// Registers the device's own descriptors with the worker threads.
     fn attach(&self, workers: &[Arc<VringEpollHandler<Arc<Self>>>]) -> io::Result<()>
     where
@@ -77,21 +81,36 @@ impl ServerHandle {
     /// connected ends the server by disconnecting: stop it first, then `join`.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        // A thread that waits in `accept` returns with EINVAL.
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        refuse(&self.listener);
     }
 }
 
 /// Serves `adapter` to the first front end that connects.
-pub(super) fn serve<A>(name: &str, adapter: Arc<A>, ram: SharedRam, listener: UnixListener, stopping: Arc<AtomicBool>) -> Result<ServerHandle, ServeError>
+pub(super) fn serve<A>(
+    name: &str,
+    adapter: Arc<A>,
+    ram: SharedRam,
+    listener: UnixListener,
+    stopping: Arc<AtomicBool>,
+) -> Result<ServerHandle, ServeError>
 where
     A: Adapter + 'static,
 {
-    let failed = |what: String| ServeError::Start { name: name.to_owned(), what };
-    listener.set_nonblocking(false).map_err(|error| failed(error.to_string()))?;
-    let own_listener = listener.try_clone().map_err(|error| failed(error.to_string()))?;
-    let daemon = VhostUserDaemon::new(name.to_owned(), adapter.clone(), ram).map_err(|error| failed(error.to_string()))?;
-    adapter.attach(&daemon.get_epoll_handlers()).map_err(|error| failed(error.to_string()))?;
+    let failed = |what: String| ServeError::Start {
+        name: name.to_owned(),
+        what,
+    };
+    listener
+        .set_nonblocking(false)
+        .map_err(|error| failed(error.to_string()))?;
+    let own_listener = listener
+        .try_clone()
+        .map_err(|error| failed(error.to_string()))?;
+    let daemon = VhostUserDaemon::new(name.to_owned(), adapter.clone(), ram)
+        .map_err(|error| failed(error.to_string()))?;
+    adapter
+        .attach(&daemon.get_epoll_handlers())
+        .map_err(|error| failed(error.to_string()))?;
     let (closed, disconnected) = watch::channel(false);
     let thread_name = name.to_owned();
     let thread = std::thread::Builder::new()
@@ -103,17 +122,36 @@ where
             adapter.drain();
         })
         .map_err(|error| failed(error.to_string()))?;
-    Ok(ServerHandle { name: name.to_owned(), thread: Some(thread), listener: own_listener, stopping, disconnected })
+    Ok(ServerHandle {
+        name: name.to_owned(),
+        thread: Some(thread),
+        listener: own_listener,
+        stopping,
+        disconnected,
+    })
+}
+
+/// Nobody gets in any more; a thread that waits in `accept` returns with EINVAL.
+fn refuse(listener: &UnixListener) {
+    let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
 }
 
 /// One connection, from `accept` to its end; the workers end with the daemon.
-fn run<A: Adapter + 'static>(name: &str, mut daemon: VhostUserDaemon<Arc<A>>, listener: UnixListener) {
-    let mut listener = Listener::from(listener);
-    let started = daemon.start(&mut listener);
-    // No second front end: whoever connects from now on is refused.
-    drop(listener);
+fn run<A: Adapter + 'static>(
+    name: &str,
+    mut daemon: VhostUserDaemon<Arc<A>>,
+    listener: UnixListener,
+) {
+    let started = match listener.try_clone() {
+        Ok(clone) => daemon.start(&mut Listener::from(clone)),
+        Err(error) => Err(DaemonError::CreateVhostUserListener(
+            VhostError::SocketError(error),
+        )),
+    };
+    refuse(&listener);
     match started.and_then(|()| daemon.wait()) {
-        Ok(()) | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+        Ok(())
+        | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
             tracing::debug!(device = name, "the vhost-user front end disconnected");
         }
         Err(error) => tracing::info!(device = name, "vhost-user ended: {error}"),

@@ -144,7 +144,15 @@ impl BlockDevice {
     #[must_use]
     pub fn read_config(&self, offset: usize, len: usize) -> Vec<u8> {
         let space = self.config_space();
-        (0..len).map(|at| offset.checked_add(at).and_then(|at| space.get(at)).copied().unwrap_or(0)).collect()
+        (0..len)
+            .map(|at| {
+                offset
+                    .checked_add(at)
+                    .and_then(|at| space.get(at))
+                    .copied()
+                    .unwrap_or(0)
+            })
+            .collect()
     }
 
     /// `struct virtio_blk_config` (5.2.4).
@@ -168,7 +176,12 @@ impl BlockDevice {
     }
 
     /// Answers the next request of a queue. I/O happens on the calling thread.
-    pub fn process_next(&self, ram: &GuestRam, requests: &mut Queue, index: usize) -> Result<Progress, BrokenQueue> {
+    pub fn process_next(
+        &self,
+        ram: &GuestRam,
+        requests: &mut Queue,
+        index: usize,
+    ) -> Result<Progress, BrokenQueue> {
         let chain = loop {
             if let Some(chain) = queue::pop(ram, requests, index)? {
                 break chain;
@@ -186,7 +199,9 @@ impl BlockDevice {
             }
         };
         queue::give_back(ram, requests, index, head, written)?;
-        Ok(Progress::Done { notify: queue::needs_notification(ram, requests, index)? })
+        Ok(Progress::Done {
+            notify: queue::needs_notification(ram, requests, index)?,
+        })
     }
 
     /// Executes one request; the bytes written to guest memory.
@@ -200,7 +215,9 @@ impl BlockDevice {
         let status_byte = buffers.writable.range(data_len, 1);
         let (status, filled) = match Header::read(&buffers.readable) {
             Some(header) => {
-                let data_out = buffers.readable.range(super::request::HEADER_LEN, usize::MAX);
+                let data_out = buffers
+                    .readable
+                    .range(super::request::HEADER_LEN, usize::MAX);
                 self.execute(header, &data_in, &data_out)
             }
             None => (Status::IoError, 0),
@@ -209,10 +226,19 @@ impl BlockDevice {
             return 0;
         }
         // The status byte lies behind the data, so what a failed read left untouched counts as not written.
-        if filled == data_len { u32::try_from(filled + 1).unwrap_or(u32::MAX) } else { u32::try_from(filled).unwrap_or(0).max(1) }
+        if filled == data_len {
+            u32::try_from(filled + 1).unwrap_or(u32::MAX)
+        } else {
+            u32::try_from(filled).unwrap_or(0).max(1)
+        }
     }
 
-    fn execute(&self, header: Header, data_in: &GuestSlices<'_>, data_out: &GuestSlices<'_>) -> (Status, usize) {
+    fn execute(
+        &self,
+        header: Header,
+        data_in: &GuestSlices<'_>,
+        data_out: &GuestSlices<'_>,
+    ) -> (Status, usize) {
         match header.kind {
             Kind::Read => self.read(header.sector, data_in),
             Kind::Write => (self.write(header.sector, data_out), 0),
@@ -229,7 +255,9 @@ impl BlockDevice {
         };
         match self.backend.read_at(data, offset) {
             Ok(()) => {
-                self.counters.read.fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.counters
+                    .read
+                    .fetch_add(data.len() as u64, Ordering::Relaxed);
                 (Status::Ok, data.len())
             }
             Err(error) => {
@@ -253,7 +281,9 @@ impl BlockDevice {
         }
         match result {
             Ok(()) => {
-                self.counters.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.counters
+                    .written
+                    .fetch_add(data.len() as u64, Ordering::Relaxed);
                 Status::Ok
             }
             Err(error) => {
@@ -281,7 +311,11 @@ impl BlockDevice {
         let Some(segments) = read_segments(data) else {
             return Status::IoError;
         };
-        let allowed_flags = if kind == Kind::WriteZeroes { FLAG_UNMAP } else { 0 };
+        let allowed_flags = if kind == Kind::WriteZeroes {
+            FLAG_UNMAP
+        } else {
+            0
+        };
         for segment in &segments {
             if segment.flags & !allowed_flags != 0 {
                 return Status::Unsupported;
@@ -294,11 +328,19 @@ impl BlockDevice {
                 return Status::IoError;
             };
             let result = match kind {
-                Kind::WriteZeroes => self.backend.write_zeroes(offset, len, segment.flags & FLAG_UNMAP != 0),
+                Kind::WriteZeroes => {
+                    self.backend
+                        .write_zeroes(offset, len, segment.flags & FLAG_UNMAP != 0)
+                }
                 _ => self.backend.discard(offset, len),
             };
             if let Err(error) = result {
-                self.complain_io("discard or zero", offset, segment.sectors as usize * SECTOR as usize, &error);
+                self.complain_io(
+                    "discard or zero",
+                    offset,
+                    segment.sectors as usize * SECTOR as usize,
+                    &error,
+                );
                 return Status::IoError;
             }
         }
@@ -307,7 +349,7 @@ impl BlockDevice {
 
     /// The first byte of a request's data, when it is whole sectors, not too much, and inside the drive.
     fn byte_range(&self, sector: u64, len: usize) -> Option<u64> {
-        if len == 0 || len > MAX_DATA || len as u64 % SECTOR != 0 {
+        if len == 0 || len > MAX_DATA || !(len as u64).is_multiple_of(SECTOR) {
             return None;
         }
         self.offset_of(sector, len as u64)
@@ -331,10 +373,17 @@ impl BlockDevice {
     }
 
     fn allow_log(&self) -> Option<u64> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).allow()
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .allow()
     }
 }
 
 fn status_of(result: std::io::Result<()>) -> Status {
-    if result.is_ok() { Status::Ok } else { Status::IoError }
+    if result.is_ok() {
+        Status::Ok
+    } else {
+        Status::IoError
+    }
 }

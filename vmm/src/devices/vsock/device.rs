@@ -18,8 +18,11 @@ use crate::devices::{BrokenQueue, GuestRam, RING_FEATURES, queue};
 pub const RX_QUEUE: usize = 0;
 /// Index of the queue that carries packets from the guest.
 pub const TX_QUEUE: usize = 1;
-/// Index of the queue for events; unused until snapshots are restored.
+/// Index of the queue for events.
 pub const EVENT_QUEUE: usize = 2;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, as it stands in guest memory.
+const EVENT_TRANSPORT_RESET: [u8; 4] = [0; 4];
 
 /// How a guest's sockets reach the host.
 #[derive(Debug, Clone)]
@@ -44,15 +47,28 @@ pub struct VsockDevice {
     tx_left: bool,
     /// Packets and buffers for them are left.
     rx_left: bool,
+    /// The driver must be told that its connections are gone.
+    reset_event: bool,
 }
 
 impl VsockDevice {
     /// Binds the listening socket. Handles work from now on; what they ask for waits for the guest's driver.
     pub fn new(config: VsockConfig) -> io::Result<(Self, VsockHandle)> {
         let shared = Arc::new(Shared::new()?);
-        let handle = VsockHandle { shared: shared.clone() };
+        let handle = VsockHandle {
+            shared: shared.clone(),
+        };
         let mux = Mux::new(config, shared)?;
-        Ok((Self { mux, acked_features: 0, tx_left: false, rx_left: false }, handle))
+        Ok((
+            Self {
+                mux,
+                acked_features: 0,
+                tx_left: false,
+                rx_left: false,
+                reset_event: false,
+            },
+            handle,
+        ))
     }
 
     /// Feature bits offered to the driver.
@@ -76,7 +92,15 @@ impl VsockDevice {
     #[must_use]
     pub fn read_config(&self, offset: usize, len: usize) -> Vec<u8> {
         let space = self.mux.config.guest_cid.to_le_bytes();
-        (0..len).map(|at| offset.checked_add(at).and_then(|at| space.get(at)).copied().unwrap_or(0)).collect()
+        (0..len)
+            .map(|at| {
+                offset
+                    .checked_add(at)
+                    .and_then(|at| space.get(at))
+                    .copied()
+                    .unwrap_or(0)
+            })
+            .collect()
     }
 
     /// Readable when something happened on the host.
@@ -114,10 +138,14 @@ impl VsockDevice {
             let head = chain.head_index();
             match Buffers::parse(ram, chain) {
                 Ok(buffers) => match Header::read(&buffers.readable) {
-                    Some(header) => self.mux.receive(&header, &buffers.readable.range(HEADER_LEN, usize::MAX)),
+                    Some(header) => self
+                        .mux
+                        .receive(&header, &buffers.readable.range(HEADER_LEN, usize::MAX)),
                     None => self.mux.complain("a packet shorter than a header"),
                 },
-                Err(error) => self.mux.complain(format_args!("a descriptor chain: {error}")),
+                Err(error) => self
+                    .mux
+                    .complain(format_args!("a descriptor chain: {error}")),
             }
             queue::give_back(ram, tx, TX_QUEUE, head, 0)?;
             taken = true;
@@ -141,13 +169,16 @@ impl VsockDevice {
             };
             let head = chain.head_index();
             let written = match Buffers::parse(ram, chain) {
-                Ok(buffers) if buffers.writable.len() >= HEADER_LEN => self.mux.fill(&buffers.writable),
+                Ok(buffers) if buffers.writable.len() >= HEADER_LEN => {
+                    self.mux.fill(&buffers.writable)
+                }
                 Ok(_) => {
                     self.mux.complain("a receive buffer shorter than a header");
                     Some(0)
                 }
                 Err(error) => {
-                    self.mux.complain(format_args!("a descriptor chain: {error}"));
+                    self.mux
+                        .complain(format_args!("a descriptor chain: {error}"));
                     Some(0)
                 }
             };
@@ -160,6 +191,47 @@ impl VsockDevice {
             self.rx_left = round + 1 == rx.size() && self.mux.has_outgoing();
         }
         Ok(given && queue::needs_notification(ram, rx, RX_QUEUE)?)
+    }
+
+    /// Ends all connections and tells the driver so, for a driver that runs on with another device: after a restore.
+    pub fn transport_reset(&mut self) {
+        self.reset();
+        self.reset_event = true;
+    }
+
+    /// Sends the event of `transport_reset`, once. True when the driver wants an interrupt.
+    pub fn process_event(
+        &mut self,
+        ram: &GuestRam,
+        events: &mut Queue,
+    ) -> Result<bool, BrokenQueue> {
+        while self.reset_event {
+            let Some(chain) = queue::pop(ram, events, EVENT_QUEUE)? else {
+                if queue::enable_notification(ram, events, EVENT_QUEUE)? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            let head = chain.head_index();
+            let written = Buffers::parse(ram, chain)
+                .is_ok_and(|buffers| buffers.writable.write_all(&EVENT_TRANSPORT_RESET));
+            self.reset_event = !written;
+            queue::give_back(
+                ram,
+                events,
+                EVENT_QUEUE,
+                head,
+                if written {
+                    EVENT_TRANSPORT_RESET.len() as u32
+                } else {
+                    0
+                },
+            )?;
+            if written {
+                return queue::needs_notification(ram, events, EVENT_QUEUE);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether another round of `process_tx` and `process_rx` would find something at once.

@@ -1,23 +1,22 @@
 //! What happens on the host's sockets.
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use tokio::sync::oneshot;
 
 use super::connection::{Connection, Key, Phase, Waiter};
+use super::greeting::{Greeting, read_line, say};
 use super::guest::socket_pair;
 use super::handle::{ConnectRequest, guest_gone};
 use super::mux::Mux;
 use super::poll::{Edge, LISTENER, TIMER, WAKE};
 
-/// Longest first line of a client: `CONNECT 4294967295\n`, with room.
-const MAX_LINE: usize = 32;
 /// Clients that have not said yet where they want to go.
 const MAX_GREETINGS: usize = 256;
 /// How long such a client may take.
@@ -40,7 +39,12 @@ impl HostListener {
     pub fn bind(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, path: path.to_owned(), greetings: HashMap::new(), retry: None })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            greetings: HashMap::new(),
+            retry: None,
+        })
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -52,7 +56,11 @@ impl HostListener {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.greetings.values().map(|(_, deadline)| *deadline).chain(self.retry).min()
+        self.greetings
+            .values()
+            .map(|(_, deadline)| *deadline)
+            .chain(self.retry)
+            .min()
     }
 }
 
@@ -84,7 +92,11 @@ impl Mux {
 
     fn stream_edge(&mut self, edge: Edge) {
         let token = edge.token;
-        if self.host.as_ref().is_some_and(|host| host.greetings.contains_key(&token)) {
+        if self
+            .host
+            .as_ref()
+            .is_some_and(|host| host.greetings.contains_key(&token))
+        {
             return self.read_greeting(token);
         }
         let abandoned = self.update(token, |connection| {
@@ -136,8 +148,17 @@ impl Mux {
         }
     }
 
-    fn request_connection(&mut self, token: u64, guest_port: u32, socket: UnixStream, waiter: Waiter) {
-        let key = Key { host_port: self.new_port(guest_port), guest_port };
+    fn request_connection(
+        &mut self,
+        token: u64,
+        guest_port: u32,
+        socket: UnixStream,
+        waiter: Waiter,
+    ) {
+        let key = Key {
+            host_port: self.new_port(guest_port),
+            guest_port,
+        };
         let mut connection = Connection::new(key, Phase::Requested(waiter), socket);
         connection.pending.request = true;
         connection.deadline = Some(Instant::now() + self.config.connect_timeout);
@@ -194,7 +215,9 @@ impl Mux {
                     let retry = Instant::now() + ACCEPT_RETRY;
                     host.retry = Some(retry);
                     self.poll.arm(retry);
-                    self.complain(format_args!("a client of the listening socket: accept: {error}"));
+                    self.complain(format_args!(
+                        "a client of the listening socket: accept: {error}"
+                    ));
                     return;
                 }
             };
@@ -247,19 +270,28 @@ impl Mux {
     fn expire(&mut self) {
         self.poll.disarm();
         let now = Instant::now();
-        for token in self.tokens(|connection| connection.deadline.is_some_and(|deadline| deadline <= now)) {
+        for token in
+            self.tokens(|connection| connection.deadline.is_some_and(|deadline| deadline <= now))
+        {
             if let Some(connection) = self.get(token)
                 && !connection.pending.request
             {
                 let key = connection.key;
                 self.send_reset(key);
             }
-            self.refuse(token, io::ErrorKind::TimedOut, "the guest did not answer in time");
+            self.refuse(
+                token,
+                io::ErrorKind::TimedOut,
+                "the guest did not answer in time",
+            );
         }
         let mut retry = false;
         if let Some(host) = &mut self.host {
             retry = host.retry.take_if(|retry| *retry <= now).is_some();
-            for (_, (mut stream, _)) in host.greetings.extract_if(|_, (_, deadline)| *deadline <= now) {
+            for (_, (mut stream, _)) in host
+                .greetings
+                .extract_if(|_, (_, deadline)| *deadline <= now)
+            {
                 say(&mut stream, "no CONNECT <port> in time");
             }
         }
@@ -295,7 +327,9 @@ impl Mux {
     }
 
     fn end(&mut self, token: u64) {
-        let requested = self.get(token).is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
+        let requested = self
+            .get(token)
+            .is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
         if requested {
             self.refuse(token, guest_gone().kind(), "the guest is gone");
         } else {
@@ -306,56 +340,3 @@ impl Mux {
 }
 
 type Reply = oneshot::Sender<io::Result<UnixStream>>;
-
-/// A first line that leads nowhere.
-#[derive(Debug, PartialEq, Eq)]
-enum Greeting {
-    Malformed,
-    Closed,
-}
-
-/// The port a client asks for, once its line is complete; what follows the line stays in the socket.
-fn read_line(stream: &UnixStream) -> Result<Option<u32>, Greeting> {
-    let mut bytes = [0_u8; MAX_LINE];
-    let seen = match rustix::net::recv(stream, &mut bytes, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((0, _)) => return Err(Greeting::Closed),
-        Ok((count, _)) => count,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-        Err(_) => return Err(Greeting::Closed),
-    };
-    let Some(end) = bytes[..seen].iter().position(|byte| *byte == b'\n') else {
-        return if seen == MAX_LINE { Err(Greeting::Malformed) } else { Ok(None) };
-    };
-    let port = parse_line(&bytes[..end]).ok_or(Greeting::Malformed)?;
-    match rustix::net::recv(stream, &mut bytes[..=end], RecvFlags::DONTWAIT) {
-        Ok((count, _)) if count == end + 1 => Ok(Some(port)),
-        _ => Err(Greeting::Closed),
-    }
-}
-
-fn parse_line(line: &[u8]) -> Option<u32> {
-    let digits = line.strip_prefix(b"CONNECT ")?;
-    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(digits).ok()?.parse().ok()
-}
-
-/// A last line to a client; it may be gone already.
-fn say(stream: &mut UnixStream, why: &str) {
-    let _ = stream.write_all(format!("ERR {why}\n").as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn first_lines() {
-        assert_eq!(parse_line(b"CONNECT 1024"), Some(1024));
-        assert_eq!(parse_line(b"CONNECT 4294967295"), Some(u32::MAX));
-        for bad in ["CONNECT", "CONNECT ", "CONNECT 4294967296", "CONNECT -1", "CONNECT +1", "connect 1", "CONNECT 1 "] {
-            assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
-        }
-    }
-}

@@ -14,6 +14,7 @@
 mod connection;
 mod credit;
 mod device;
+mod greeting;
 mod guest;
 mod handle;
 mod host;
