@@ -91,13 +91,14 @@ fn beside(configured: &Path, name: &str) -> anyhow::Result<PathBuf> {
 
 async fn abilities() -> HostAbilities {
     let result = tokio::task::spawn_blocking(check::kvm_selftest::run).await;
+    let tsc_khz = tokio::task::spawn_blocking(sys::tsc::frequency_khz).await.ok().flatten();
     match result {
         Ok(Ok(passed)) => {
             tracing::info!(us = passed.as_micros(), "KVM self-test passed");
-            HostAbilities { kvm: true, kvm_reason: String::new() }
+            HostAbilities { kvm: true, kvm_reason: String::new(), tsc_khz }
         }
-        Ok(Err(error)) => HostAbilities { kvm: false, kvm_reason: crate::error_text(&error) },
-        Err(_) => HostAbilities { kvm: false, kvm_reason: "the self-test crashed".into() },
+        Ok(Err(error)) => HostAbilities { kvm: false, kvm_reason: crate::error_text(&error), tsc_khz },
+        Err(_) => HostAbilities { kvm: false, kvm_reason: "the self-test crashed".into(), tsc_khz },
     }
 }
 

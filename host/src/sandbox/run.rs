@@ -180,7 +180,7 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, handler: &RuntimeHand
         monitor,
         kernel: node.config.guest.kernel.clone(),
         initramfs: node.config.guest.initramfs.clone(),
-        kernel_arguments: handler.kernel_arguments.clone(),
+        kernel_arguments: monitor::kernel_arguments(handler, &node.abilities),
         vcpus: handler.vcpus,
         memory_mib: handler.memory_mib,
         tap: Some(tap),

@@ -8,7 +8,7 @@
 //! * [`process`]: processes by pidfd (unsafe: registration with tokio).
 //! * [`lock`]: one daemon per root directory.
 //! * [`cgroup`]: a pod's cgroup in the v2 hierarchy.
-//! * [`host`]: facts of this boot.
+//! * [`host`]: facts of this boot. * [`tsc`]: the processor's clock (unsafe: RDTSC).
 
 pub mod cgroup;
 pub mod descriptors;
@@ -18,3 +18,4 @@ pub mod mounts;
 pub mod netns;
 pub mod process;
 pub mod tap;
+pub mod tsc;
