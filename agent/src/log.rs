@@ -40,7 +40,8 @@ pub fn line(level: u8, text: Arguments<'_>) {
 macro_rules! info {
     ($($arg:tt)*) => { $crate::log::line(6, format_args!($($arg)*)) };
 }
+/// As an error: a guest's console is told to show nothing less.
 macro_rules! warning {
-    ($($arg:tt)*) => { $crate::log::line(4, format_args!($($arg)*)) };
+    ($($arg:tt)*) => { $crate::log::line(3, format_args!($($arg)*)) };
 }
 pub(crate) use {info, warning};

@@ -352,3 +352,28 @@ async fn requests_that_make_no_sense_are_refused_and_leave_nothing() {
     assert!(error.contains("exists already"), "{error}");
     agent.finish().await;
 }
+
+#[tokio::test]
+async fn containers_and_commands_that_are_gone_hold_no_descriptors() {
+    let agent = agent_or_skip!();
+    agent.create(&agent.spec("c", "sleep 100")).await.unwrap();
+    agent.start_container("c").await.unwrap();
+    let mut counts = Vec::new();
+    for round in 0..3 {
+        for number in 0..10 {
+            let id = format!("e{number}");
+            agent.exec("c", &id, process(&["/bin/echo", "x"])).await.unwrap();
+            assert_eq!(agent.stdio("c", &id, true, false).await.to_end().await.stdout, "x\n");
+            let mut remove = RemoveProcessRequest::new();
+            (remove.container_id, remove.exec_id) = ("c".into(), id);
+            agent.client.remove_process(context(), &remove).await.unwrap();
+            agent.exec("c", "missing", process(&["no-such"])).await.map(drop).refused();
+        }
+        assert_eq!(agent.run(&agent.spec(&format!("c{round}"), "echo y")).await.stdout, "y\n");
+        agent.settle().await;
+        counts.push(agent.descriptors());
+    }
+    assert_eq!(counts[1], counts[2], "{counts:?}");
+    agent.remove("c").await;
+    agent.finish().await;
+}

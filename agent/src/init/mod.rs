@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::container::cgroups::PodCgroup;
-use crate::log::{info, warning};
+use crate::log::info;
 use crate::reaper::{self, Reaper};
 use crate::rpc::Service;
 use crate::sandbox::{Parts, Sandbox};
@@ -38,12 +38,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[must_use]
 pub fn main() -> ExitCode {
     shutdown::power_off_on_panic();
-    let result = start();
-    match result {
-        Ok(()) => info!("shut down in order"),
-        Err(error) => warning!("the pod cannot go on: {error}"),
+    match start() {
+        Ok(()) => shutdown::power_off(),
+        Err(error) => shutdown::give_up(&error.to_string()),
     }
-    shutdown::power_off()
 }
 
 fn start() -> Result<(), Failure> {

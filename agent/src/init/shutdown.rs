@@ -20,6 +20,12 @@ pub(super) fn power_off() -> ExitCode {
     restart()
 }
 
+/// Ends a machine that cannot carry its pod, without the farewell.
+pub(super) fn give_up(reason: &str) -> ExitCode {
+    console(&format!("bulkhead-agent: the pod cannot go on: {reason}"));
+    restart()
+}
+
 /// A panic prints its reason and ends the machine without the farewell.
 pub(super) fn power_off_on_panic() {
     std::panic::set_hook(Box::new(|panic| {

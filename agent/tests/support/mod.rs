@@ -185,6 +185,22 @@ impl Agent {
         output
     }
 
+    /// Open descriptors of the agent.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
+    }
+
+    /// Waits until the agent has seen the end of connections that are closed here.
+    pub async fn settle(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut before = usize::MAX;
+        while self.descriptors() != before {
+            assert!(Instant::now() < deadline, "the agent's descriptors do not settle");
+            before = self.descriptors();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Shuts the agent down and proves that nothing of it is left.
     pub async fn finish(mut self) {
         self.client.shutdown(context(), &ShutdownRequest::new()).await.unwrap();
