@@ -636,7 +636,7 @@ proptest! {
         let mut buffers: Vec<Buffer> = lens.iter().map(|len| { let buffer = writable(at, *len); at += u64::from(*len); buffer }).collect();
         let total: u32 = lens.iter().sum();
         buffers.push(writable(at, total.next_multiple_of(512) - total));
-        let sectors = u64::from(total.next_multiple_of(512) / 512);
+        let sectors = u64::from(total.div_ceil(512));
         let (status, _) = rig.request(READ, sector, &buffers);
         prop_assert_eq!(status, if sector + sectors <= 2048 { OK } else { IOERR });
         if status == OK {

@@ -46,10 +46,7 @@ pub struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     /// Walks the chain once. An error leaves nothing touched.
     pub fn parse(ram: &'a GuestRam, chain: DescriptorChain<&GuestRam>) -> Result<Self, ChainError> {
-        let mut buffers = Self {
-            readable: GuestSlices::default(),
-            writable: GuestSlices::default(),
-        };
+        let mut buffers = Self { readable: GuestSlices::default(), writable: GuestSlices::default() };
         let mut open_end = None;
         for (count, descriptor) in chain.enumerate() {
             if count == MAX_DESCRIPTORS {
@@ -67,10 +64,7 @@ impl<'a> Buffers<'a> {
             }
             // A buffer may span memory regions; the whole of it must be there.
             for piece in ram.get_slices(address, len as usize) {
-                target.push(piece.map_err(|_| ChainError::OutOfRange {
-                    address: address.0,
-                    len,
-                })?);
+                target.push(piece.map_err(|_| ChainError::OutOfRange { address: address.0, len })?);
             }
         }
         match open_end {

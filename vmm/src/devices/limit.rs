@@ -20,20 +20,13 @@ impl LogLimit {
     /// At most one message per `period`.
     #[must_use]
     pub fn new(period: Duration) -> Self {
-        Self {
-            period,
-            last: None,
-            suppressed: 0,
-        }
+        Self { period, last: None, suppressed: 0 }
     }
 
     /// How many messages were dropped since the last one, when it is time for another.
     pub fn allow(&mut self) -> Option<u64> {
         let now = Instant::now();
-        if self
-            .last
-            .is_some_and(|last| now.duration_since(last) < self.period)
-        {
+        if self.last.is_some_and(|last| now.duration_since(last) < self.period) {
             self.suppressed += 1;
             return None;
         }

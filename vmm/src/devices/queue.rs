@@ -13,9 +13,7 @@ pub fn pop<'a>(
     queue: &mut Queue,
     index: usize,
 ) -> Result<Option<DescriptorChain<&'a GuestRam>>, BrokenQueue> {
-    let offered = queue
-        .avail_idx(ram, Ordering::Acquire)
-        .map_err(|error| broken(index, error))?;
+    let offered = queue.avail_idx(ram, Ordering::Acquire).map_err(|error| broken(index, error))?;
     if offered.0 == queue.next_avail() {
         return Ok(None);
     }
@@ -32,43 +30,20 @@ pub fn undo_pop(queue: &mut Queue) {
 }
 
 /// Gives a chain back with the number of bytes written to it.
-pub fn give_back(
-    ram: &GuestRam,
-    queue: &mut Queue,
-    index: usize,
-    head: u16,
-    written: u32,
-) -> Result<(), BrokenQueue> {
-    queue
-        .add_used(ram, head, written)
-        .map_err(|error| broken(index, error))
+pub fn give_back(ram: &GuestRam, queue: &mut Queue, index: usize, head: u16, written: u32) -> Result<(), BrokenQueue> {
+    queue.add_used(ram, head, written).map_err(|error| broken(index, error))
 }
 
 /// Asks the driver to notify of further chains; true when some came in meanwhile.
-pub fn enable_notification(
-    ram: &GuestRam,
-    queue: &mut Queue,
-    index: usize,
-) -> Result<bool, BrokenQueue> {
-    queue
-        .enable_notification(ram)
-        .map_err(|error| broken(index, error))
+pub fn enable_notification(ram: &GuestRam, queue: &mut Queue, index: usize) -> Result<bool, BrokenQueue> {
+    queue.enable_notification(ram).map_err(|error| broken(index, error))
 }
 
 /// Whether the driver wants an interrupt for the chains given back since the last call.
-pub fn needs_notification(
-    ram: &GuestRam,
-    queue: &mut Queue,
-    index: usize,
-) -> Result<bool, BrokenQueue> {
-    queue
-        .needs_notification(ram)
-        .map_err(|error| broken(index, error))
+pub fn needs_notification(ram: &GuestRam, queue: &mut Queue, index: usize) -> Result<bool, BrokenQueue> {
+    queue.needs_notification(ram).map_err(|error| broken(index, error))
 }
 
 fn broken(queue: usize, what: impl Display) -> BrokenQueue {
-    BrokenQueue {
-        queue,
-        what: what.to_string(),
-    }
+    BrokenQueue { queue, what: what.to_string() }
 }

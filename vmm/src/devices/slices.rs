@@ -164,30 +164,16 @@ impl<'a> GuestSlices<'a> {
         self.with_iovecs(|iovecs, count| {
             let message = message_header(iovecs, count);
             // SAFETY: as for `receive`; the kernel only reads the bytes.
-            unsafe {
-                libc::sendmsg(
-                    socket.as_raw_fd(),
-                    &raw const message,
-                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                )
-            }
+            unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) }
         })
     }
 
     /// Runs a system call over the first pieces, again when a signal interrupts it.
-    fn with_iovecs(
-        &self,
-        mut call: impl FnMut(*const libc::iovec, i32) -> libc::ssize_t,
-    ) -> io::Result<usize> {
+    fn with_iovecs(&self, mut call: impl FnMut(*const libc::iovec, i32) -> libc::ssize_t) -> io::Result<usize> {
         let pieces = &self.pieces[..self.pieces.len().min(MAX_IOVECS)];
         let guards: Vec<_> = pieces.iter().map(VolatileSlice::ptr_guard_mut).collect();
-        let iovecs: Vec<libc::iovec> = guards
-            .iter()
-            .map(|guard| libc::iovec {
-                iov_base: guard.as_ptr().cast(),
-                iov_len: guard.len(),
-            })
-            .collect();
+        let iovecs: Vec<libc::iovec> =
+            guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
         loop {
             match usize::try_from(call(iovecs.as_ptr(), iovecs.len() as i32)) {
                 Ok(count) => return Ok(count),

@@ -93,13 +93,7 @@ impl BlockDevice {
     /// A device over this storage.
     #[must_use]
     pub fn new(backend: Arc<dyn BlockBackend>, config: BlockConfig) -> Self {
-        Self {
-            backend,
-            config,
-            counters: Arc::default(),
-            acked_features: AtomicU64::new(0),
-            log: Mutex::default(),
-        }
+        Self { backend, config, counters: Arc::default(), acked_features: AtomicU64::new(0), log: Mutex::default() }
     }
 
     /// The drive's counters, shared.
@@ -144,15 +138,7 @@ impl BlockDevice {
     #[must_use]
     pub fn read_config(&self, offset: usize, len: usize) -> Vec<u8> {
         let space = self.config_space();
-        (0..len)
-            .map(|at| {
-                offset
-                    .checked_add(at)
-                    .and_then(|at| space.get(at))
-                    .copied()
-                    .unwrap_or(0)
-            })
-            .collect()
+        (0..len).map(|at| offset.checked_add(at).and_then(|at| space.get(at)).copied().unwrap_or(0)).collect()
     }
 
     /// `struct virtio_blk_config` (5.2.4).
@@ -176,12 +162,7 @@ impl BlockDevice {
     }
 
     /// Answers the next request of a queue. I/O happens on the calling thread.
-    pub fn process_next(
-        &self,
-        ram: &GuestRam,
-        requests: &mut Queue,
-        index: usize,
-    ) -> Result<Progress, BrokenQueue> {
+    pub fn process_next(&self, ram: &GuestRam, requests: &mut Queue, index: usize) -> Result<Progress, BrokenQueue> {
         let chain = loop {
             if let Some(chain) = queue::pop(ram, requests, index)? {
                 break chain;
@@ -199,9 +180,7 @@ impl BlockDevice {
             }
         };
         queue::give_back(ram, requests, index, head, written)?;
-        Ok(Progress::Done {
-            notify: queue::needs_notification(ram, requests, index)?,
-        })
+        Ok(Progress::Done { notify: queue::needs_notification(ram, requests, index)? })
     }
 
     /// Executes one request; the bytes written to guest memory.
@@ -215,9 +194,7 @@ impl BlockDevice {
         let status_byte = buffers.writable.range(data_len, 1);
         let (status, filled) = match Header::read(&buffers.readable) {
             Some(header) => {
-                let data_out = buffers
-                    .readable
-                    .range(super::request::HEADER_LEN, usize::MAX);
+                let data_out = buffers.readable.range(super::request::HEADER_LEN, usize::MAX);
                 self.execute(header, &data_in, &data_out)
             }
             None => (Status::IoError, 0),
@@ -233,12 +210,7 @@ impl BlockDevice {
         }
     }
 
-    fn execute(
-        &self,
-        header: Header,
-        data_in: &GuestSlices<'_>,
-        data_out: &GuestSlices<'_>,
-    ) -> (Status, usize) {
+    fn execute(&self, header: Header, data_in: &GuestSlices<'_>, data_out: &GuestSlices<'_>) -> (Status, usize) {
         match header.kind {
             Kind::Read => self.read(header.sector, data_in),
             Kind::Write => (self.write(header.sector, data_out), 0),
@@ -255,9 +227,7 @@ impl BlockDevice {
         };
         match self.backend.read_at(data, offset) {
             Ok(()) => {
-                self.counters
-                    .read
-                    .fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.counters.read.fetch_add(data.len() as u64, Ordering::Relaxed);
                 (Status::Ok, data.len())
             }
             Err(error) => {
@@ -281,9 +251,7 @@ impl BlockDevice {
         }
         match result {
             Ok(()) => {
-                self.counters
-                    .written
-                    .fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.counters.written.fetch_add(data.len() as u64, Ordering::Relaxed);
                 Status::Ok
             }
             Err(error) => {
@@ -311,11 +279,7 @@ impl BlockDevice {
         let Some(segments) = read_segments(data) else {
             return Status::IoError;
         };
-        let allowed_flags = if kind == Kind::WriteZeroes {
-            FLAG_UNMAP
-        } else {
-            0
-        };
+        let allowed_flags = if kind == Kind::WriteZeroes { FLAG_UNMAP } else { 0 };
         for segment in &segments {
             if segment.flags & !allowed_flags != 0 {
                 return Status::Unsupported;
@@ -328,19 +292,11 @@ impl BlockDevice {
                 return Status::IoError;
             };
             let result = match kind {
-                Kind::WriteZeroes => {
-                    self.backend
-                        .write_zeroes(offset, len, segment.flags & FLAG_UNMAP != 0)
-                }
+                Kind::WriteZeroes => self.backend.write_zeroes(offset, len, segment.flags & FLAG_UNMAP != 0),
                 _ => self.backend.discard(offset, len),
             };
             if let Err(error) = result {
-                self.complain_io(
-                    "discard or zero",
-                    offset,
-                    segment.sectors as usize * SECTOR as usize,
-                    &error,
-                );
+                self.complain_io("discard or zero", offset, segment.sectors as usize * SECTOR as usize, &error);
                 return Status::IoError;
             }
         }
@@ -373,17 +329,10 @@ impl BlockDevice {
     }
 
     fn allow_log(&self) -> Option<u64> {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .allow()
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).allow()
     }
 }
 
 fn status_of(result: std::io::Result<()>) -> Status {
-    if result.is_ok() {
-        Status::Ok
-    } else {
-        Status::IoError
-    }
+    if result.is_ok() { Status::Ok } else { Status::IoError }
 }

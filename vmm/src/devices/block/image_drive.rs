@@ -29,9 +29,7 @@ const PART_MULTIPLE: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageDriveError {
     /// A part that would put the next one off its block.
-    #[error(
-        "map image {image}: part {part} has {len} bytes, not a positive multiple of {PART_MULTIPLE}"
-    )]
+    #[error("map image {image}: part {part} has {len} bytes, not a positive multiple of {PART_MULTIPLE}")]
     PartLength {
         /// The image's id.
         image: String,
@@ -106,13 +104,7 @@ impl ImageDrive {
     /// An empty drive.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            map: RwLock::new(Map {
-                parts: BTreeMap::new(),
-                images: HashMap::new(),
-                next: ALIGNMENT,
-            }),
-        }
+        Self { map: RwLock::new(Map { parts: BTreeMap::new(), images: HashMap::new(), next: ALIGNMENT }) }
     }
 
     /// Maps the parts (file, bytes) one after the other. An image that is mapped already keeps its place, and the
@@ -125,57 +117,33 @@ impl ImageDrive {
         let mut total = 0_u64;
         for (part, &(_, len)) in parts.iter().enumerate() {
             if len == 0 || !len.is_multiple_of(PART_MULTIPLE) {
-                return Err(ImageDriveError::PartLength {
-                    image: image(),
-                    part,
-                    len,
-                });
+                return Err(ImageDriveError::PartLength { image: image(), part, len });
             }
             total = total.saturating_add(len);
         }
-        let mut map = self
-            .map
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut map = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(extent) = map.images.get(image_id) {
             return Ok(*extent);
         }
         let start = map.next;
-        let end = start
-            .checked_add(total)
-            .filter(|end| *end <= CAPACITY - 2 * ALIGNMENT);
+        let end = start.checked_add(total).filter(|end| *end <= CAPACITY - 2 * ALIGNMENT);
         let Some(end) = end else {
-            return Err(ImageDriveError::Full {
-                image: image(),
-                len: total,
-            });
+            return Err(ImageDriveError::Full { image: image(), len: total });
         };
         map.next = end.next_multiple_of(ALIGNMENT) + ALIGNMENT;
         let mut at = start;
         for (file, len) in parts {
-            map.parts.insert(
-                at,
-                Part {
-                    file: Arc::new(file),
-                    len,
-                },
-            );
+            map.parts.insert(at, Part { file: Arc::new(file), len });
             at += len;
         }
-        let extent = Extent {
-            start_sector: start / SECTOR,
-            sectors: total / SECTOR,
-        };
+        let extent = Extent { start_sector: start / SECTOR, sectors: total / SECTOR };
         map.images.insert(image(), extent);
         Ok(extent)
     }
 
     /// Forgets an image: from now on its place reads as zeros. False when it was not mapped.
     pub fn unmap(&self, image_id: &str) -> bool {
-        let mut map = self
-            .map
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut map = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(extent) = map.images.remove(image_id) else {
             return false;
         };
@@ -190,28 +158,15 @@ impl ImageDrive {
     }
 
     fn find(&self, offset: u64) -> Found {
-        let map = self
-            .map
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let map = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((start, part)) = map.parts.range(..=offset).next_back() {
             let at = offset - start;
             if at < part.len {
-                return Found::Part {
-                    file: part.file.clone(),
-                    at,
-                    len: part.len - at,
-                };
+                return Found::Part { file: part.file.clone(), at, len: part.len - at };
             }
         }
-        let next = map
-            .parts
-            .range(offset..)
-            .next()
-            .map_or(CAPACITY, |(start, _)| *start);
-        Found::Hole {
-            len: next.saturating_sub(offset),
-        }
+        let next = map.parts.range(offset..).next().map_or(CAPACITY, |(start, _)| *start);
+        Found::Hole { len: next.saturating_sub(offset) }
     }
 }
 

@@ -33,12 +33,7 @@ impl RawFile {
     pub fn new(file: File, flush: FlushPolicy) -> io::Result<Self> {
         let len = file.metadata()?.len() / SECTOR * SECTOR;
         let mode = rustix::fs::fcntl_getfl(&file)? & rustix::fs::OFlags::RWMODE;
-        Ok(Self {
-            file,
-            len,
-            read_only: mode == rustix::fs::OFlags::RDONLY,
-            flush,
-        })
+        Ok(Self { file, len, read_only: mode == rustix::fs::OFlags::RDONLY, flush })
     }
 }
 
@@ -71,27 +66,17 @@ impl BlockBackend for RawFile {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.allocate(
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        )
+        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         if unmap {
             return self.discard(offset, len);
         }
-        let kept = self.allocate(
-            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        );
+        let kept = self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len);
         match kept {
             // tmpfs and others know no ZERO_RANGE; a hole reads as zeros too.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                self.discard(offset, len)
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.discard(offset, len),
             other => other,
         }
     }

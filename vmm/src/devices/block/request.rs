@@ -60,10 +60,7 @@ impl Header {
             13 => Kind::WriteZeroes,
             other => Kind::Unknown(other),
         };
-        Some(Self {
-            kind,
-            sector: u64::from_le_bytes(*sector),
-        })
+        Some(Self { kind, sector: u64::from_le_bytes(*sector) })
     }
 }
 
@@ -77,10 +74,7 @@ pub struct Segment {
 
 /// The segments of a DISCARD or WRITE_ZEROES; `None` when there are none, too many, or a piece of one.
 pub fn read_segments(data: &GuestSlices<'_>) -> Option<Vec<Segment>> {
-    if data.is_empty()
-        || !data.len().is_multiple_of(SEGMENT_LEN)
-        || data.len() > MAX_SEGMENTS * SEGMENT_LEN
-    {
+    if data.is_empty() || !data.len().is_multiple_of(SEGMENT_LEN) || data.len() > MAX_SEGMENTS * SEGMENT_LEN {
         return None;
     }
     let mut bytes = [0_u8; MAX_SEGMENTS * SEGMENT_LEN];

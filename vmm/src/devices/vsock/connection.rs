@@ -18,9 +18,8 @@ use rustix::net::SendFlags;
 use tokio::sync::oneshot;
 
 use super::credit::{Credit, CreditViolation};
-use super::packet::{
-    HOST_CID, Header, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
-};
+use super::packet::{HOST_CID, Header, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
+use super::poll::Edge;
 use crate::devices::slices::GuestSlices;
 
 /// Names a connection; the guest's context id is the device's.
@@ -36,10 +35,7 @@ pub enum Waiter {
     /// A client of the listening socket: told in a line on its own stream.
     Client,
     /// A handle, which gets the other end of the pair.
-    Handle {
-        reply: oneshot::Sender<io::Result<UnixStream>>,
-        stream: UnixStream,
-    },
+    Handle { reply: oneshot::Sender<io::Result<UnixStream>>, stream: UnixStream },
 }
 
 /// Where a connection stands; see the module's drawing.
@@ -87,6 +83,8 @@ pub struct Connection {
     /// No `EAGAIN` since the last edge.
     readable: bool,
     writable: bool,
+    /// The host writes no more: reading on finds the end.
+    ended: bool,
     /// The host closed its end altogether.
     hung_up: bool,
     /// The host's socket takes no more; what the guest still sends is dropped.
@@ -112,6 +110,7 @@ impl Connection {
             buffer: VecDeque::new(),
             readable: true,
             writable: true,
+            ended: false,
             hung_up: false,
             deaf: false,
             guest_shutdown: 0,
@@ -132,13 +131,13 @@ impl Connection {
     }
 
     /// An edge of the socket.
-    pub fn mark(&mut self, readable: bool, writable: bool, hung_up: bool) {
-        self.readable |= readable || hung_up;
-        self.writable |= writable || hung_up;
-        self.hung_up |= hung_up;
+    pub fn mark(&mut self, edge: Edge) {
+        self.readable |= edge.readable || edge.hung_up;
+        self.writable |= edge.writable || edge.hung_up;
+        self.ended |= edge.ended || edge.hung_up;
+        self.hung_up |= edge.hung_up;
         // Otherwise reading on finds the end.
-        let reading_is_over =
-            self.host_shutdown & SHUTDOWN_SEND != 0 || self.guest_shutdown & SHUTDOWN_RECEIVE != 0;
+        let reading_is_over = self.host_shutdown & SHUTDOWN_SEND != 0 || self.guest_shutdown & SHUTDOWN_RECEIVE != 0;
         if self.hung_up && reading_is_over {
             self.host_shutdown = SHUTDOWN_BOTH;
         }
@@ -149,9 +148,7 @@ impl Connection {
         if matches!(self.phase, Phase::Draining) {
             return false;
         }
-        self.pending != Pending::default()
-            || self.host_shutdown & !self.told_shutdown != 0
-            || self.can_read()
+        self.pending != Pending::default() || self.host_shutdown & !self.told_shutdown != 0 || self.can_read()
     }
 
     fn can_read(&self) -> bool {
@@ -192,25 +189,18 @@ impl Connection {
     }
 
     fn emit_data(&mut self, payload: &GuestSlices<'_>) -> Emit {
-        let most = payload
-            .len()
-            .min(MAX_PAYLOAD)
-            .min(self.credit.sendable() as usize);
+        let most = payload.len().min(MAX_PAYLOAD).min(self.credit.sendable() as usize);
         match payload.range(0, most).receive(self.socket.as_fd()) {
             Ok(0) => {
                 self.readable = false;
-                self.host_shutdown |= if self.hung_up {
-                    SHUTDOWN_BOTH
-                } else {
-                    SHUTDOWN_SEND
-                };
+                self.host_shutdown |= if self.hung_up { SHUTDOWN_BOTH } else { SHUTDOWN_SEND };
                 Emit::Nothing
             }
             Ok(count) => {
                 // `most` fits, so does `count`.
                 let count = count as u32;
-                // Less than asked for: the socket is empty, and the next byte makes an edge.
-                self.readable = count as usize == most || self.hung_up;
+                // Less than asked for: the socket is empty, and what comes next makes an edge, unless that is the end.
+                self.readable = count as usize == most || self.ended;
                 self.credit.send(count);
                 // Out of credit with more to come: a guest that forgot to tell is asked.
                 self.pending.credit_request |= self.credit.sendable() == 0;
@@ -291,11 +281,7 @@ impl Connection {
     pub fn flush(&mut self) {
         while self.writable && !self.buffer.is_empty() {
             let (front, _) = self.buffer.as_slices();
-            match rustix::net::send(
-                &self.socket,
-                front,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
+            match rustix::net::send(&self.socket, front, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => {
                     self.buffer.drain(..count);
                     self.credit.forward(count as u32);

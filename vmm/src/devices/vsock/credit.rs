@@ -42,8 +42,7 @@ impl Credit {
 
     /// Bytes that may be sent to the guest now.
     pub fn sendable(&self) -> u32 {
-        self.peer_buf_alloc
-            .saturating_sub(self.sent.wrapping_sub(self.peer_fwd_cnt))
+        self.peer_buf_alloc.saturating_sub(self.sent.wrapping_sub(self.peer_fwd_cnt))
     }
 
     /// Bytes went to the guest, at most [`sendable`](Self::sendable).

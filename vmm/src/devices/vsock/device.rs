@@ -55,20 +55,9 @@ impl VsockDevice {
     /// Binds the listening socket. Handles work from now on; what they ask for waits for the guest's driver.
     pub fn new(config: VsockConfig) -> io::Result<(Self, VsockHandle)> {
         let shared = Arc::new(Shared::new()?);
-        let handle = VsockHandle {
-            shared: shared.clone(),
-        };
+        let handle = VsockHandle { shared: shared.clone() };
         let mux = Mux::new(config, shared)?;
-        Ok((
-            Self {
-                mux,
-                acked_features: 0,
-                tx_left: false,
-                rx_left: false,
-                reset_event: false,
-            },
-            handle,
-        ))
+        Ok((Self { mux, acked_features: 0, tx_left: false, rx_left: false, reset_event: false }, handle))
     }
 
     /// Feature bits offered to the driver.
@@ -92,15 +81,7 @@ impl VsockDevice {
     #[must_use]
     pub fn read_config(&self, offset: usize, len: usize) -> Vec<u8> {
         let space = self.mux.config.guest_cid.to_le_bytes();
-        (0..len)
-            .map(|at| {
-                offset
-                    .checked_add(at)
-                    .and_then(|at| space.get(at))
-                    .copied()
-                    .unwrap_or(0)
-            })
-            .collect()
+        (0..len).map(|at| offset.checked_add(at).and_then(|at| space.get(at)).copied().unwrap_or(0)).collect()
     }
 
     /// Readable when something happened on the host.
@@ -138,14 +119,10 @@ impl VsockDevice {
             let head = chain.head_index();
             match Buffers::parse(ram, chain) {
                 Ok(buffers) => match Header::read(&buffers.readable) {
-                    Some(header) => self
-                        .mux
-                        .receive(&header, &buffers.readable.range(HEADER_LEN, usize::MAX)),
+                    Some(header) => self.mux.receive(&header, &buffers.readable.range(HEADER_LEN, usize::MAX)),
                     None => self.mux.complain("a packet shorter than a header"),
                 },
-                Err(error) => self
-                    .mux
-                    .complain(format_args!("a descriptor chain: {error}")),
+                Err(error) => self.mux.complain(format_args!("a descriptor chain: {error}")),
             }
             queue::give_back(ram, tx, TX_QUEUE, head, 0)?;
             taken = true;
@@ -169,16 +146,13 @@ impl VsockDevice {
             };
             let head = chain.head_index();
             let written = match Buffers::parse(ram, chain) {
-                Ok(buffers) if buffers.writable.len() >= HEADER_LEN => {
-                    self.mux.fill(&buffers.writable)
-                }
+                Ok(buffers) if buffers.writable.len() >= HEADER_LEN => self.mux.fill(&buffers.writable),
                 Ok(_) => {
                     self.mux.complain("a receive buffer shorter than a header");
                     Some(0)
                 }
                 Err(error) => {
-                    self.mux
-                        .complain(format_args!("a descriptor chain: {error}"));
+                    self.mux.complain(format_args!("a descriptor chain: {error}"));
                     Some(0)
                 }
             };
@@ -200,11 +174,7 @@ impl VsockDevice {
     }
 
     /// Sends the event of `transport_reset`, once. True when the driver wants an interrupt.
-    pub fn process_event(
-        &mut self,
-        ram: &GuestRam,
-        events: &mut Queue,
-    ) -> Result<bool, BrokenQueue> {
+    pub fn process_event(&mut self, ram: &GuestRam, events: &mut Queue) -> Result<bool, BrokenQueue> {
         while self.reset_event {
             let Some(chain) = queue::pop(ram, events, EVENT_QUEUE)? else {
                 if queue::enable_notification(ram, events, EVENT_QUEUE)? {
@@ -213,19 +183,15 @@ impl VsockDevice {
                 return Ok(false);
             };
             let head = chain.head_index();
-            let written = Buffers::parse(ram, chain)
-                .is_ok_and(|buffers| buffers.writable.write_all(&EVENT_TRANSPORT_RESET));
+            let written =
+                Buffers::parse(ram, chain).is_ok_and(|buffers| buffers.writable.write_all(&EVENT_TRANSPORT_RESET));
             self.reset_event = !written;
             queue::give_back(
                 ram,
                 events,
                 EVENT_QUEUE,
                 head,
-                if written {
-                    EVENT_TRANSPORT_RESET.len() as u32
-                } else {
-                    0
-                },
+                if written { EVENT_TRANSPORT_RESET.len() as u32 } else { 0 },
             )?;
             if written {
                 return queue::needs_notification(ram, events, EVENT_QUEUE);

@@ -25,11 +25,7 @@ pub fn read_line(stream: &UnixStream) -> Result<Option<u32>, Greeting> {
         Err(_) => return Err(Greeting::Closed),
     };
     let Some(end) = bytes[..seen].iter().position(|byte| *byte == b'\n') else {
-        return if seen == MAX_LINE {
-            Err(Greeting::Malformed)
-        } else {
-            Ok(None)
-        };
+        return if seen == MAX_LINE { Err(Greeting::Malformed) } else { Ok(None) };
     };
     let port = parse_line(&bytes[..end]).ok_or(Greeting::Malformed)?;
     match rustix::net::recv(stream, &mut bytes[..=end], RecvFlags::DONTWAIT) {
@@ -59,15 +55,8 @@ mod tests {
     fn first_lines() {
         assert_eq!(parse_line(b"CONNECT 1024"), Some(1024));
         assert_eq!(parse_line(b"CONNECT 4294967295"), Some(u32::MAX));
-        for bad in [
-            "CONNECT",
-            "CONNECT ",
-            "CONNECT 4294967296",
-            "CONNECT -1",
-            "CONNECT +1",
-            "connect 1",
-            "CONNECT 1 ",
-        ] {
+        for bad in ["CONNECT", "CONNECT ", "CONNECT 4294967296", "CONNECT -1", "CONNECT +1", "connect 1", "CONNECT 1 "]
+        {
             assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
         }
     }

@@ -17,20 +17,14 @@ impl Mux {
     /// One packet of the guest; `buffers` hold what follows its header.
     pub fn receive(&mut self, header: &Header, buffers: &GuestSlices<'_>) {
         if header.src_cid != self.config.guest_cid {
-            self.complain(format_args!(
-                "a packet that claims to be from CID {}",
-                header.src_cid
-            ));
+            self.complain(format_args!("a packet that claims to be from CID {}", header.src_cid));
             return;
         }
         if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
             self.reply_reset(header);
             return;
         }
-        let key = Key {
-            host_port: header.dst_port,
-            guest_port: header.src_port,
-        };
+        let key = Key { host_port: header.dst_port, guest_port: header.src_port };
         let known = self.find(key);
         match (header.op(), known) {
             (Some(Op::Request), None) => self.accept_guest(key, header),
@@ -38,10 +32,7 @@ impl Mux {
             (Some(Op::Reset), None) => {}
             (_, None) => self.reply_reset(header),
             (None | Some(Op::Request), Some(token)) => {
-                self.violation(
-                    token,
-                    format_args!("operation {} on an open connection", header.op),
-                );
+                self.violation(token, format_args!("operation {} on an open connection", header.op));
             }
             (Some(op), Some(token)) => self.guest_packet(token, op, header, buffers),
         }
@@ -74,23 +65,14 @@ impl Mux {
     fn guest_data(&mut self, token: u64, header: &Header, buffers: &GuestSlices<'_>) {
         let len = header.len as usize;
         if len > buffers.len() {
-            return self.violation(
-                token,
-                format_args!("a packet of {len} bytes in {} bytes", buffers.len()),
-            );
+            return self.violation(token, format_args!("a packet of {len} bytes in {} bytes", buffers.len()));
         }
         let Some((shut, taken)) = self.update(token, |connection| {
-            (
-                connection.guest_sends_no_more(),
-                connection.take_data(&buffers.range(0, len)),
-            )
+            (connection.guest_sends_no_more(), connection.take_data(&buffers.range(0, len)))
         }) else {
             return;
         };
-        self.shared
-            .counters
-            .from_guest
-            .fetch_add(u64::from(header.len), Ordering::Relaxed);
+        self.shared.counters.from_guest.fetch_add(u64::from(header.len), Ordering::Relaxed);
         if shut {
             self.violation(token, "data after it shut that direction down");
         } else if let Err(error) = taken {
@@ -109,15 +91,9 @@ impl Mux {
     }
 
     fn guest_reset(&mut self, token: u64) {
-        let requested = self
-            .get(token)
-            .is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
+        let requested = self.get(token).is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
         if requested {
-            self.refuse(
-                token,
-                io::ErrorKind::ConnectionRefused,
-                "the guest refused the connection",
-            );
+            self.refuse(token, io::ErrorKind::ConnectionRefused, "the guest refused the connection");
         } else {
             self.drain(token);
         }
@@ -125,11 +101,8 @@ impl Mux {
 
     /// The guest connects to a port of the host.
     fn accept_guest(&mut self, key: Key, header: &Header) {
-        let socket = if self.is_full() {
-            Err(io::ErrorKind::QuotaExceeded.into())
-        } else {
-            self.open_host(key.host_port)
-        };
+        let socket =
+            if self.is_full() { Err(io::ErrorKind::QuotaExceeded.into()) } else { self.open_host(key.host_port) };
         let inserted = socket.and_then(|socket| {
             let token = self.watch(&socket)?;
             let mut connection = Connection::new(key, Phase::Established, socket);
@@ -160,8 +133,7 @@ impl Mux {
         let mut path = path.clone().into_os_string();
         path.push(format!("_{port}"));
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         // Never waits: a listener with a full backlog refuses.
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(socket.into())
@@ -172,16 +144,9 @@ impl Mux {
         let Some(key) = self.get(token).map(|connection| connection.key) else {
             return;
         };
-        self.complain(format_args!(
-            "guest port {} to host port {}: {what}",
-            key.guest_port, key.host_port
-        ));
+        self.complain(format_args!("guest port {} to host port {}: {what}", key.guest_port, key.host_port));
         self.send_reset(key);
-        self.refuse(
-            token,
-            io::ErrorKind::ConnectionReset,
-            "the guest broke the protocol",
-        );
+        self.refuse(token, io::ErrorKind::ConnectionReset, "the guest broke the protocol");
     }
 
     pub fn complain(&mut self, what: impl Display) {
@@ -194,7 +159,6 @@ impl Mux {
 /// Both ends of a connection within this process, non-blocking.
 pub fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     Ok((ours.into(), theirs.into()))
 }

@@ -92,9 +92,7 @@ impl Shared {
 
     /// Whether somebody listens on the port in this process.
     pub fn has_listener(&self, port: u32) -> bool {
-        lock(&self.listeners)
-            .get(&port)
-            .is_some_and(|listener| !listener.is_closed())
+        lock(&self.listeners).get(&port).is_some_and(|listener| !listener.is_closed())
     }
 
     /// Fails everything that waits and all that comes later, and closes the listeners.
@@ -125,19 +123,14 @@ impl VsockHandle {
     /// Connects to a port in the guest. The request is made at once; the future resolves when the guest answered, with
     /// a non-blocking stream, or fails: `ConnectionRefused` (nobody listens there), `TimedOut` (the guest did not answer
     /// in time), `NotConnected` (the guest is gone). Dropping the future abandons the connection.
-    pub fn connect(
-        &self,
-        port: u32,
-    ) -> impl Future<Output = io::Result<UnixStream>> + Send + use<> {
+    pub fn connect(&self, port: u32) -> impl Future<Output = io::Result<UnixStream>> + Send + use<> {
         let answer = self.request(port);
         async move { answer.await.unwrap_or_else(|_| Err(guest_gone())) }
     }
 
     /// [`connect`](Self::connect) for threads without an executor.
     pub fn connect_blocking(&self, port: u32) -> io::Result<UnixStream> {
-        self.request(port)
-            .blocking_recv()
-            .unwrap_or_else(|_| Err(guest_gone()))
+        self.request(port).blocking_recv().unwrap_or_else(|_| Err(guest_gone()))
     }
 
     fn request(&self, port: u32) -> oneshot::Receiver<io::Result<UnixStream>> {
@@ -156,10 +149,7 @@ impl VsockHandle {
     pub fn listen(&self, port: u32) -> io::Result<mpsc::Receiver<UnixStream>> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let mut listeners = lock(&self.shared.listeners);
-        if listeners
-            .get(&port)
-            .is_some_and(|listener| !listener.is_closed())
-        {
+        if listeners.get(&port).is_some_and(|listener| !listener.is_closed()) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         if self.shared.gone.load(Ordering::SeqCst) {
@@ -177,10 +167,7 @@ impl VsockHandle {
 }
 
 pub(super) fn guest_gone() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::NotConnected,
-        "the guest's vsock device is gone",
-    )
+    io::Error::new(io::ErrorKind::NotConnected, "the guest's vsock device is gone")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

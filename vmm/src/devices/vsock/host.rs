@@ -39,12 +39,7 @@ impl HostListener {
     pub fn bind(path: &Path) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            greetings: HashMap::new(),
-            retry: None,
-        })
+        Ok(Self { listener, path: path.to_owned(), greetings: HashMap::new(), retry: None })
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -56,11 +51,7 @@ impl HostListener {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.greetings
-            .values()
-            .map(|(_, deadline)| *deadline)
-            .chain(self.retry)
-            .min()
+        self.greetings.values().map(|(_, deadline)| *deadline).chain(self.retry).min()
     }
 }
 
@@ -92,15 +83,11 @@ impl Mux {
 
     fn stream_edge(&mut self, edge: Edge) {
         let token = edge.token;
-        if self
-            .host
-            .as_ref()
-            .is_some_and(|host| host.greetings.contains_key(&token))
-        {
+        if self.host.as_ref().is_some_and(|host| host.greetings.contains_key(&token)) {
             return self.read_greeting(token);
         }
         let abandoned = self.update(token, |connection| {
-            connection.mark(edge.readable, edge.writable, edge.hung_up);
+            connection.mark(edge);
             connection.flush();
             match connection.phase {
                 Phase::Requested(_) => edge.hung_up,
@@ -148,17 +135,8 @@ impl Mux {
         }
     }
 
-    fn request_connection(
-        &mut self,
-        token: u64,
-        guest_port: u32,
-        socket: UnixStream,
-        waiter: Waiter,
-    ) {
-        let key = Key {
-            host_port: self.new_port(guest_port),
-            guest_port,
-        };
+    fn request_connection(&mut self, token: u64, guest_port: u32, socket: UnixStream, waiter: Waiter) {
+        let key = Key { host_port: self.new_port(guest_port), guest_port };
         let mut connection = Connection::new(key, Phase::Requested(waiter), socket);
         connection.pending.request = true;
         connection.deadline = Some(Instant::now() + self.config.connect_timeout);
@@ -215,9 +193,7 @@ impl Mux {
                     let retry = Instant::now() + ACCEPT_RETRY;
                     host.retry = Some(retry);
                     self.poll.arm(retry);
-                    self.complain(format_args!(
-                        "a client of the listening socket: accept: {error}"
-                    ));
+                    self.complain(format_args!("a client of the listening socket: accept: {error}"));
                     return;
                 }
             };
@@ -270,28 +246,19 @@ impl Mux {
     fn expire(&mut self) {
         self.poll.disarm();
         let now = Instant::now();
-        for token in
-            self.tokens(|connection| connection.deadline.is_some_and(|deadline| deadline <= now))
-        {
+        for token in self.tokens(|connection| connection.deadline.is_some_and(|deadline| deadline <= now)) {
             if let Some(connection) = self.get(token)
                 && !connection.pending.request
             {
                 let key = connection.key;
                 self.send_reset(key);
             }
-            self.refuse(
-                token,
-                io::ErrorKind::TimedOut,
-                "the guest did not answer in time",
-            );
+            self.refuse(token, io::ErrorKind::TimedOut, "the guest did not answer in time");
         }
         let mut retry = false;
         if let Some(host) = &mut self.host {
             retry = host.retry.take_if(|retry| *retry <= now).is_some();
-            for (_, (mut stream, _)) in host
-                .greetings
-                .extract_if(|_, (_, deadline)| *deadline <= now)
-            {
+            for (_, (mut stream, _)) in host.greetings.extract_if(|_, (_, deadline)| *deadline <= now) {
                 say(&mut stream, "no CONNECT <port> in time");
             }
         }
@@ -327,9 +294,7 @@ impl Mux {
     }
 
     fn end(&mut self, token: u64) {
-        let requested = self
-            .get(token)
-            .is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
+        let requested = self.get(token).is_some_and(|connection| matches!(connection.phase, Phase::Requested(_)));
         if requested {
             self.refuse(token, guest_gone().kind(), "the guest is gone");
         } else {

@@ -52,11 +52,7 @@ impl Mux {
     pub fn new(config: VsockConfig, shared: Arc<Shared>) -> io::Result<Self> {
         let poll = Poll::new()?;
         poll.add(shared.wake.as_fd(), WAKE)?;
-        let host = config
-            .listen_path
-            .as_deref()
-            .map(HostListener::bind)
-            .transpose()?;
+        let host = config.listen_path.as_deref().map(HostListener::bind).transpose()?;
         if let Some(host) = &host {
             poll.add(host.as_fd(), LISTENER)?;
         }
@@ -90,8 +86,7 @@ impl Mux {
     }
 
     pub fn is_full(&self) -> bool {
-        self.connections.len() + self.host.as_ref().map_or(0, HostListener::greetings)
-            >= MAX_CONNECTIONS
+        self.connections.len() + self.host.as_ref().map_or(0, HostListener::greetings) >= MAX_CONNECTIONS
     }
 
     pub fn len(&self) -> usize {
@@ -116,15 +111,8 @@ impl Mux {
         // Ends: there are fewer connections than ports.
         loop {
             let host_port = self.next_port;
-            self.next_port = if host_port == LAST_PORT {
-                FIRST_PORT
-            } else {
-                host_port + 1
-            };
-            if !self.by_key.contains_key(&Key {
-                host_port,
-                guest_port,
-            }) {
+            self.next_port = if host_port == LAST_PORT { FIRST_PORT } else { host_port + 1 };
+            if !self.by_key.contains_key(&Key { host_port, guest_port }) {
                 return host_port;
             }
         }
@@ -152,11 +140,7 @@ impl Mux {
     }
 
     /// Runs `change` on a connection and accounts for the bytes it holds then. False when it may not hold that much.
-    pub fn update<T>(
-        &mut self,
-        token: u64,
-        change: impl FnOnce(&mut Connection) -> T,
-    ) -> Option<T> {
+    pub fn update<T>(&mut self, token: u64, change: impl FnOnce(&mut Connection) -> T) -> Option<T> {
         let connection = self.connections.get_mut(&token)?;
         let before = connection.buffered();
         let result = change(connection);
@@ -241,10 +225,7 @@ impl Mux {
             match connection.emit(&payload) {
                 Emit::Packet(mut header) => {
                     header.dst_cid = self.config.guest_cid;
-                    self.shared
-                        .counters
-                        .to_guest
-                        .fetch_add(u64::from(header.len), Ordering::Relaxed);
+                    self.shared.counters.to_guest.fetch_add(u64::from(header.len), Ordering::Relaxed);
                     self.after_emit(token);
                     return Some(write_packet(buffers, header));
                 }
@@ -277,19 +258,12 @@ impl Mux {
 
     /// Tokens of connections that `select` picks.
     pub fn tokens(&self, select: impl Fn(&Connection) -> bool) -> Vec<u64> {
-        self.connections
-            .iter()
-            .filter(|(_, connection)| select(connection))
-            .map(|(token, _)| *token)
-            .collect()
+        self.connections.iter().filter(|(_, connection)| select(connection)).map(|(token, _)| *token).collect()
     }
 
     /// The earliest deadline of a connection.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.connections
-            .values()
-            .filter_map(|connection| connection.deadline)
-            .min()
+        self.connections.values().filter_map(|connection| connection.deadline).min()
     }
 
     /// Packets for a driver that is no more.
@@ -306,9 +280,5 @@ impl Mux {
 }
 
 fn write_packet(buffers: &GuestSlices<'_>, header: Header) -> u32 {
-    if buffers.write_all(&header.encode()) {
-        HEADER_LEN as u32 + header.len
-    } else {
-        0
-    }
+    if buffers.write_all(&header.encode()) { HEADER_LEN as u32 + header.len } else { 0 }
 }

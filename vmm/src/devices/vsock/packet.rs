@@ -149,34 +149,16 @@ mod tests {
 
     #[test]
     fn a_reset_goes_back_where_the_packet_came_from() {
-        let header = Header {
-            src_cid: 3,
-            dst_cid: 9,
-            src_port: 1,
-            dst_port: 2,
-            kind: 7,
-            op: 1,
-            ..Header::default()
-        };
+        let header = Header { src_cid: 3, dst_cid: 9, src_port: 1, dst_port: 2, kind: 7, op: 1, ..Header::default() };
         let reset = header.reset();
-        assert_eq!(
-            (reset.src_cid, reset.dst_cid, reset.src_port, reset.dst_port),
-            (9, 3, 2, 1)
-        );
+        assert_eq!((reset.src_cid, reset.dst_cid, reset.src_port, reset.dst_port), (9, 3, 2, 1));
         assert_eq!((reset.op(), reset.kind), (Some(Op::Reset), 7));
     }
 
     #[test]
     fn unknown_operations_have_no_name() {
         for op in [0, 8, 0xffff] {
-            assert_eq!(
-                Header {
-                    op,
-                    ..Header::default()
-                }
-                .op(),
-                None
-            );
+            assert_eq!(Header { op, ..Header::default() }.op(), None);
         }
     }
 }

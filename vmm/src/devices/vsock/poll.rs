@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{Timespec, epoll};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
-};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
 /// Tokens of descriptors that are no stream.
 pub const WAKE: u64 = 0;
@@ -33,6 +31,9 @@ pub struct Edge {
     pub token: u64,
     pub readable: bool,
     pub writable: bool,
+    /// The peer writes no more.
+    pub ended: bool,
+    /// The peer closed.
     pub hung_up: bool,
 }
 
@@ -40,10 +41,7 @@ impl Poll {
     pub fn new() -> io::Result<Self> {
         let poll = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            timer: timerfd_create(
-                TimerfdClockId::Monotonic,
-                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-            )?,
+            timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?,
             armed: None,
         };
         poll.add(poll.timer.as_fd(), TIMER)?;
@@ -58,23 +56,14 @@ impl Poll {
     pub fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         use epoll::EventFlags as Flags;
         let flags = Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET;
-        Ok(epoll::add(
-            &self.epoll,
-            fd,
-            epoll::EventData::new_u64(token),
-            flags,
-        )?)
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
     /// Some edges since the last call, without waiting; none when there are no more.
     pub fn take(&self) -> Vec<Edge> {
         let mut events = Vec::with_capacity(BATCH);
         // EINTR means that nothing was taken; the transport's level-triggered watch comes back.
-        let _ = epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&Timespec::default()),
-        );
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default()));
         events.iter().map(edge).collect()
     }
 
@@ -84,9 +73,7 @@ impl Poll {
             return;
         }
         // A duration of zero would disarm it.
-        let wait = at
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_millis(1));
+        let wait = at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         if self.set_timer(wait) {
             self.armed = Some(at);
         }
@@ -99,14 +86,9 @@ impl Poll {
     }
 
     fn set_timer(&self, wait: Duration) -> bool {
-        let it_value = Timespec {
-            tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: wait.subsec_nanos().into(),
-        };
-        let once = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value,
-        };
+        let it_value =
+            Timespec { tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: wait.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec::default(), it_value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_ok()
     }
 }
@@ -118,6 +100,7 @@ fn edge(event: &epoll::Event) -> Edge {
         token: data.u64(),
         readable: flags.intersects(Flags::IN | Flags::RDHUP | Flags::ERR),
         writable: flags.contains(Flags::OUT),
+        ended: flags.contains(Flags::RDHUP),
         hung_up: flags.intersects(Flags::HUP | Flags::ERR),
     }
 }
