@@ -205,10 +205,9 @@ impl Config {
             merge(&mut merged, read_checked(&drop_in)?);
         }
         let own_image_root = merged.get("image").and_then(|image| image.get("root")).is_some();
-        let mut config: Self = merged.try_into().map_err(|e: toml::de::Error| ConfigError::Parse {
-            path: main.to_owned(),
-            detail: e.to_string(),
-        })?;
+        let mut config: Self = merged
+            .try_into()
+            .map_err(|e: toml::de::Error| ConfigError::Parse { path: main.to_owned(), detail: e.to_string() })?;
         if config.runtimes.is_empty() {
             config.runtimes.insert("qemu".into(), RuntimeHandlerConfig::qemu());
         }
@@ -234,7 +233,10 @@ impl Config {
                 return invalid(format!("runtimes.{name}.vcpus is {}; 1 to 64 are possible", handler.vcpus));
             }
             if handler.memory_mib < 96 {
-                return invalid(format!("runtimes.{name}.memory_mib is {}; a guest needs at least 96", handler.memory_mib));
+                return invalid(format!(
+                    "runtimes.{name}.memory_mib is {}; a guest needs at least 96",
+                    handler.memory_mib
+                ));
             }
         }
         for (key, path) in [("root", &self.daemon.root), ("run", &self.daemon.run), ("socket", &self.daemon.socket)] {
@@ -248,8 +250,7 @@ impl Config {
 
 /// Parses one file on its own first, so that an error names its line in its file.
 fn read_checked(path: &Path) -> Result<toml::Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let parse = |e: toml::de::Error| ConfigError::Parse { path: path.to_owned(), detail: e.to_string() };
     toml::from_str::<Config>(&text).map_err(parse)?;
     toml::from_str(&text).map_err(parse)

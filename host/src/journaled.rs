@@ -60,9 +60,9 @@ impl<R: Serialize + Clone + Send + Sync + 'static> Journaled<R> {
             *current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = record.clone();
             Ok::<_, E>(record)
         });
-        let record = changed.await.unwrap_or_else(|| {
-            Err(E::from(StoreError::Interrupted { kind: self.kind, id: self.id.clone() }))
-        })?;
+        let record = changed
+            .await
+            .unwrap_or_else(|| Err(E::from(StoreError::Interrupted { kind: self.kind, id: self.id.clone() })))?;
         self.changed.send_replace(());
         Ok(record)
     }
@@ -97,10 +97,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("s.redb")).unwrap();
         let record = Journaled::create(store.clone(), Kind::Sandbox, "a", 1u32).await.unwrap();
-        record.change(|n| { *n += 1; Ok::<_, StoreError>(()) }).await.unwrap();
+        record
+            .change(|n| {
+                *n += 1;
+                Ok::<_, StoreError>(())
+            })
+            .await
+            .unwrap();
         assert_eq!(*record.wait_until(|n| *n == 2).await, 2);
         assert_eq!(store.load::<u32>(Kind::Sandbox).unwrap(), [2]);
-        let refused = record.change(|n| { *n = 9; Err(StoreError::Interrupted { kind: Kind::Sandbox, id: "a".into() }) });
+        let refused = record.change(|n| {
+            *n = 9;
+            Err(StoreError::Interrupted { kind: Kind::Sandbox, id: "a".into() })
+        });
         assert!(refused.await.is_err());
         assert_eq!(*record.get(), 2);
     }

@@ -92,8 +92,7 @@ fn host_ports_are_given_to_portmap_and_taken_back() {
     on_node(&[("10-pods.conflist", BRIDGE)], async |node| {
         let _tap = node.pod("a");
         let mut request = node.request("a");
-        request.port_mappings =
-            vec![cri::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
+        request.port_mappings = vec![cri::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
         let state = node.network.setup(request.clone()).await.unwrap();
         assert!(node.rules().contains("18080"), "{}", node.rules());
         node.network.teardown(request, Some(&state)).await.unwrap();
@@ -105,10 +104,14 @@ fn host_ports_are_given_to_portmap_and_taken_back() {
 
 #[test]
 fn a_plugin_that_fails_is_quoted_and_what_was_added_is_undone() {
-    let list = BRIDGE.replace(r#"{"type": "portmap", "capabilities": {"portMappings": true}}"#, r#"{"type": "failing"}"#);
+    let list =
+        BRIDGE.replace(r#"{"type": "portmap", "capabilities": {"portMappings": true}}"#, r#"{"type": "failing"}"#);
     on_node(&[("10-pods.conflist", &list)], async |node| {
-        node.plugin("failing", r#"[ "$CNI_COMMAND" = ADD ] || exit 0
-            echo '{"cniVersion":"1.0.0","code":11,"msg":"no free uplink","details":"all 4 are taken"}'; exit 1"#);
+        node.plugin(
+            "failing",
+            r#"[ "$CNI_COMMAND" = ADD ] || exit 0
+            echo '{"cniVersion":"1.0.0","code":11,"msg":"no free uplink","details":"all 4 are taken"}'; exit 1"#,
+        );
         let _tap = node.pod("a");
         assert_eq!(
             failure(node, "a").await,
@@ -257,8 +260,11 @@ fn both_families_reach_the_guest() {
 fn the_newest_version_that_every_plugin_has_is_used() {
     let list = BRIDGE.replace("\"name\"", "\"cniVersions\": [\"0.4.0\", \"1.1.0\"], \"name\"");
     on_node(&[("10-pods.conflist", &list)], async |node| {
-        node.plugin("bridge", r#"if [ "$CNI_COMMAND" = VERSION ]; then
-            echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0"]}'; else exec /usr/lib/cni/bridge; fi"#);
+        node.plugin(
+            "bridge",
+            r#"if [ "$CNI_COMMAND" = VERSION ]; then
+            echo '{"cniVersion":"1.1.0","supportedVersions":["0.3.1","0.4.0"]}'; else exec /usr/lib/cni/bridge; fi"#,
+        );
         let _tap = node.pod("a");
         let state = node.network.setup(node.request("a")).await.unwrap();
         assert!(state.cni_result.contains(r#""cniVersion":"0.4.0""#), "{}", state.cni_result);
@@ -271,7 +277,9 @@ fn the_newest_version_that_every_plugin_has_is_used() {
 #[test]
 fn without_configuration_the_reason_is_told() {
     on_node(&[], async |node| {
-        let ready = async || error_text(&node.network.ready().await.unwrap_err()).replace(node.directory().to_str().unwrap(), "/t");
+        let ready = async || {
+            error_text(&node.network.ready().await.unwrap_err()).replace(node.directory().to_str().unwrap(), "/t")
+        };
         assert_eq!(
             ready().await,
             "no CNI configuration in /t/net.d (*.conflist, *.conf, *.json); install a network plugin"
@@ -300,6 +308,9 @@ fn host_ports_without_a_plugin_for_them_are_refused() {
             ..node.request("a")
         };
         let error = error_text(&node.network.setup(request).await.unwrap_err());
-        assert!(error.contains("has no plugin with the capability portMappings; add {\"type\": \"portmap\""), "{error}");
+        assert!(
+            error.contains("has no plugin with the capability portMappings; add {\"type\": \"portmap\""),
+            "{error}"
+        );
     });
 }

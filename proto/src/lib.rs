@@ -11,32 +11,35 @@ pub mod stdio;
 
 /// CRI v1 of k8s.io/cri-api v0.37.2.
 #[cfg(feature = "cri")]
-#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used)]
 #[path = "gen/cri.rs"]
+#[rustfmt::skip]
 pub mod cri;
 
 /// Messages of `protos/agent.proto`.
 #[cfg(feature = "agent")]
+#[allow(clippy::unwrap_used)]
 #[path = "gen/agent.rs"]
 #[rustfmt::skip]
 pub mod agent;
 
 /// Client and server of `protos/agent.proto`.
 #[cfg(feature = "agent")]
-#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used)]
 #[path = "gen/agent_ttrpc.rs"]
 #[rustfmt::skip]
 pub mod agent_ttrpc;
 
 /// Messages of `protos/vmm.proto`.
 #[cfg(feature = "vmm")]
+#[allow(clippy::unwrap_used)]
 #[path = "gen/vmm.rs"]
 #[rustfmt::skip]
 pub mod vmm;
 
 /// Client and server of `protos/vmm.proto`.
 #[cfg(feature = "vmm")]
-#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used)]
 #[path = "gen/vmm_ttrpc.rs"]
 #[rustfmt::skip]
 pub mod vmm_ttrpc;

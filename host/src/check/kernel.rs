@@ -17,7 +17,12 @@ pub(super) async fn findings() -> Vec<Finding> {
     findings.push(cgroup(Hierarchy::discover().map_err(|e| error_text(&e))));
     findings.push(match find_program(Path::new("nft")) {
         Some(path) => Finding::ok("nftables", path.display().to_string()),
-        None => Finding::lacking("nftables", Level::Warning, "no nft in PATH; pods get no host ports", "apt-get install nftables"),
+        None => Finding::lacking(
+            "nftables",
+            Level::Warning,
+            "no nft in PATH; pods get no host ports",
+            "apt-get install nftables",
+        ),
     });
     findings
 }
@@ -47,7 +52,12 @@ async fn network_devices() -> Vec<Finding> {
         }
     }
     if let Err(error) = netns::remove(&path) {
-        findings.push(Finding::lacking("network namespace", Level::Warning, error_text(&error), "unmount and delete it"));
+        findings.push(Finding::lacking(
+            "network namespace",
+            Level::Warning,
+            error_text(&error),
+            "unmount and delete it",
+        ));
     }
     findings
 }
@@ -57,11 +67,17 @@ fn cgroup(found: Result<Hierarchy, String>) -> Finding {
         Ok(hierarchy) => hierarchy,
         Err(why) => {
             let to_do = "mount -t cgroup2 none /sys/fs/cgroup, or boot with systemd.unified_cgroup_hierarchy=1";
-            return Finding::lacking("cgroup v2", Level::Warning, format!("{why}; pods are neither limited nor accounted"), to_do);
+            return Finding::lacking(
+                "cgroup v2",
+                Level::Warning,
+                format!("{why}; pods are neither limited nor accounted"),
+                to_do,
+            );
         }
     };
     let layout = if hierarchy.hybrid { "hybrid" } else { "unified" };
-    let controllers = if hierarchy.controllers.is_empty() { "no controllers".to_owned() } else { hierarchy.controllers.join(" ") };
+    let controllers =
+        if hierarchy.controllers.is_empty() { "no controllers".to_owned() } else { hierarchy.controllers.join(" ") };
     let text = format!("{} ({layout}; {controllers})", hierarchy.root.display());
     let lacking: Vec<&str> =
         CONTROLLERS.into_iter().filter(|name| !hierarchy.controllers.iter().any(|have| have == name)).collect();

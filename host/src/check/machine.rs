@@ -32,7 +32,9 @@ pub(super) async fn kvm(config: &Config) -> Vec<Finding> {
         Finding::lacking("KVM self-test", level, format!("{why}; {EMULATED}"), to_do)
     };
     let test = match tested {
-        Ok(Ok(time)) => Finding::ok("KVM self-test", format!("a guest ran what stock kernels run, in {} ms", time.as_millis())),
+        Ok(Ok(time)) => {
+            Finding::ok("KVM self-test", format!("a guest ran what stock kernels run, in {} ms", time.as_millis()))
+        }
         Ok(Err(error)) => failed(error_text(&error)),
         Err(error) => failed(error.to_string()),
     };

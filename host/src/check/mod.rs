@@ -46,12 +46,8 @@ impl Finding {
 
 /// Looks at everything that pods need. Takes as long as the slowest look: seconds where KVM hangs.
 pub async fn run(config: &Config) -> Vec<Finding> {
-    let (kvm, qemu, kernel, network) = tokio::join!(
-        machine::kvm(config),
-        machine::qemu(config),
-        kernel::findings(),
-        network::findings(config)
-    );
+    let (kvm, qemu, kernel, network) =
+        tokio::join!(machine::kvm(config), machine::qemu(config), kernel::findings(), network::findings(config));
     [kvm, qemu, machine::files(config), kernel, network].concat()
 }
 

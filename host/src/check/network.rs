@@ -13,7 +13,9 @@ pub(super) async fn findings(config: &Config) -> Vec<Finding> {
     let mut findings: Vec<Finding> = loaded
         .problems
         .iter()
-        .map(|problem| Finding::lacking("CNI configuration", Level::Warning, problem.to_string(), "correct or delete the file"))
+        .map(|problem| {
+            Finding::lacking("CNI configuration", Level::Warning, problem.to_string(), "correct or delete the file")
+        })
         .collect();
     let Some(network) = loaded.network else {
         let found = format!("no valid configuration in {}; pods get no network", path.display());

@@ -72,7 +72,8 @@ async fn run_pod(mut client: Client, arguments: &RunArguments) -> anyhow::Result
     pull(&mut client, &arguments.image).await?;
     let logs = tempfile::Builder::new().prefix("bulkhead-run-").tempdir()?;
     let config = pod_config(logs.path());
-    let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: arguments.handler.clone() };
+    let request =
+        cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: arguments.handler.clone() };
     let pod = client.runtime.run_pod_sandbox(request).await.map_err(words)?.into_inner().pod_sandbox_id;
     let ended = tokio::select! {
         ended = run_container(&mut client, arguments, &pod, config, logs.path()) => ended,
@@ -98,12 +99,7 @@ async fn pull(client: &mut Client, image: &str) -> anyhow::Result<()> {
 fn pod_config(logs: &Path) -> cri::PodSandboxConfig {
     let name = format!("run-{}", &crate::node::new_id()[..8]);
     cri::PodSandboxConfig {
-        metadata: Some(cri::PodSandboxMetadata {
-            uid: name.clone(),
-            name,
-            namespace: "default".into(),
-            attempt: 0,
-        }),
+        metadata: Some(cri::PodSandboxMetadata { uid: name.clone(), name, namespace: "default".into(), attempt: 0 }),
         log_directory: logs.display().to_string(),
         ..Default::default()
     }

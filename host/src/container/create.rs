@@ -31,14 +31,22 @@ const MASKED: [&str; 10] = [
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Makes a container in a ready sandbox and returns its id.
-pub async fn create(node: &Arc<Node>, sandbox: &Arc<Sandbox>, config: cri::ContainerConfig) -> Result<String, ContainerError> {
+pub async fn create(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    config: cri::ContainerConfig,
+) -> Result<String, ContainerError> {
     let (node, target) = (node.clone(), sandbox.clone());
     // A task of its own: it ends in order even when the caller goes away.
     let task = tokio::spawn(async move { create_now(&node, &target, config).await });
     task.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: "being created".into() }))
 }
 
-async fn create_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>, config: cri::ContainerConfig) -> Result<String, ContainerError> {
+async fn create_now(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    config: cri::ContainerConfig,
+) -> Result<String, ContainerError> {
     let live = sandbox.live("creating a container")?;
     let image = find_image(node, &config)?;
     let id = new_id();
@@ -46,7 +54,7 @@ async fn create_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>, config: cri::Conta
     let first = ContainerRecord {
         id: id.clone(),
         sandbox_id: sandbox.id.clone(),
-        image_id: image.id.clone(),
+        image_id: image.id,
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         image_stop_signal: Some(image.config.stop_signal.clone()).filter(|s| !s.is_empty()),
         process: order.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
@@ -140,7 +148,10 @@ fn order(sandbox: &Sandbox, id: &str, config: &cri::ContainerConfig, image: &Ima
 }
 
 /// What is not applied is refused, never dropped.
-fn refuse_unsupported(config: &cri::ContainerConfig, context: &cri::LinuxContainerSecurityContext) -> Result<(), ContainerError> {
+fn refuse_unsupported(
+    config: &cri::ContainerConfig,
+    context: &cri::LinuxContainerSecurityContext,
+) -> Result<(), ContainerError> {
     let refuse = |text: &str| Err(ContainerError::Invalid(text.to_owned()));
     if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
         return refuse("devices of the host cannot be given to a VM by this handler");
@@ -195,8 +206,8 @@ pub(super) async fn map_image(
     let (images, id) = (node.images.clone(), *image);
     let opened = tokio::task::spawn_blocking(move || images.open_root(&id)).await;
     let opened = opened.map_err(|_| ContainerError::Interrupted { id: container_id.to_owned() })?;
-    let root = opened
-        .map_err(|source| ContainerError::Root { id: container_id.to_owned(), source: Arc::new(source) })?;
+    let root =
+        opened.map_err(|source| ContainerError::Root { id: container_id.to_owned(), source: Arc::new(source) })?;
     let name = image.to_string();
     let parts: Vec<_> = root.files.iter().map(|part| (&part.file, part.len)).collect();
     let (start_sector, sectors) =

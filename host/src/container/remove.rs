@@ -30,7 +30,9 @@ pub(super) async fn release(node: &Arc<Node>, record: &ContainerRecord) -> Resul
     let Ok(live) = sandbox.live("removing a container") else { return Ok(()) };
     let request = agent::RemoveContainerRequest { container_id: record.id.clone(), ..Default::default() };
     match live.agent.remove_container(request).await {
-        Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => return Err(ContainerError::guest(&record.id)(error)),
+        Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => {
+            return Err(ContainerError::guest(&record.id)(error));
+        }
         _ => {}
     }
     live.machine.detach_log(&record.id).await.map_err(ContainerError::machine(&record.id))?;

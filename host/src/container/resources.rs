@@ -38,7 +38,11 @@ pub(super) fn merge(
         oom_score_adj: number(before.oom_score_adj, changes.oom_score_adj),
         cpuset_cpus: text(before.cpuset_cpus, changes.cpuset_cpus),
         cpuset_mems: text(before.cpuset_mems, changes.cpuset_mems),
-        hugepage_limits: if changes.hugepage_limits.is_empty() { before.hugepage_limits } else { changes.hugepage_limits },
+        hugepage_limits: if changes.hugepage_limits.is_empty() {
+            before.hugepage_limits
+        } else {
+            changes.hugepage_limits
+        },
         unified,
         memory_swap_limit_in_bytes: number(before.memory_swap_limit_in_bytes, changes.memory_swap_limit_in_bytes),
     }
@@ -50,7 +54,8 @@ mod tests {
 
     #[test]
     fn zeros_keep_what_was() {
-        let before = cri::LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 1 << 20, ..Default::default() };
+        let before =
+            cri::LinuxContainerResources { cpu_shares: 512, memory_limit_in_bytes: 1 << 20, ..Default::default() };
         let changes = cri::LinuxContainerResources { memory_limit_in_bytes: 2 << 20, ..Default::default() };
         let merged = merge(before, changes);
         assert_eq!((merged.cpu_shares, merged.memory_limit_in_bytes), (512, 2 << 20));

@@ -66,7 +66,10 @@ fn environment(config: &cri::ContainerConfig, image: &ImageRuntimeConfig, hostna
     result
 }
 
-fn user(context: &cri::LinuxContainerSecurityContext, image: &ImageRuntimeConfig) -> Result<agent::User, ContainerError> {
+fn user(
+    context: &cri::LinuxContainerSecurityContext,
+    image: &ImageRuntimeConfig,
+) -> Result<agent::User, ContainerError> {
     if context.run_as_group.is_some() && context.run_as_user.is_none() && context.run_as_username.is_empty() {
         return Err(ContainerError::Invalid("run_as_group is set without run_as_user or run_as_username".into()));
     }

@@ -74,9 +74,8 @@ pub(super) fn signal_number(name: &str) -> Option<u32> {
     }
     let upper = name.to_uppercase();
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let offset = |rest: &str, words: [&str; 2]| {
-        words.iter().find_map(|word| rest.strip_prefix(word)?.parse::<u32>().ok())
-    };
+    let offset =
+        |rest: &str, words: [&str; 2]| words.iter().find_map(|word| rest.strip_prefix(word)?.parse::<u32>().ok());
     if let Some(rest) = short.strip_prefix("RTMIN") {
         return if rest.is_empty() { Some(34) } else { Some(34 + offset(rest, ["PLUS", "+"])?) };
     }

@@ -110,8 +110,7 @@ fn memory_empty_dir(path: &Path) -> Option<u64> {
         return None;
     }
     let facts = statfs(path).ok()?;
-    let is_tmpfs = i64::try_from(facts.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC);
-    is_tmpfs.then(|| facts.f_blocks.saturating_mul(u64::try_from(facts.f_bsize).unwrap_or(4096)))
+    (facts.f_type == TMPFS_MAGIC).then(|| facts.f_blocks.saturating_mul(u64::try_from(facts.f_bsize).unwrap_or(4096)))
 }
 
 /// Carries the plan out; the mounts are what the agent is told.
@@ -131,7 +130,10 @@ pub(super) async fn attach(
                     container_path: mount.destination.clone(),
                     why: crate::error_text(&e),
                 })?;
-                live.machine.add_volume(&name, &tree, directory).await.map_err(ContainerError::machine(container_id))?;
+                live.machine
+                    .add_volume(&name, &tree, directory)
+                    .await
+                    .map_err(ContainerError::machine(container_id))?;
                 mount
             }
             Planned::Image { image, sub_path, mount } => {
@@ -155,13 +157,12 @@ mod tests {
 
     #[test]
     fn impossible_mounts_say_why() {
-        let mount = |host: &str| cri::Mount { host_path: host.into(), container_path: "/x".into(), ..Default::default() };
+        let mount =
+            |host: &str| cri::Mount { host_path: host.into(), container_path: "/x".into(), ..Default::default() };
         let text = refused(mount("/no/such/path"));
         assert!(text.contains("/no/such/path") && text.contains("does not exist"), "{text}");
-        let text = refused(cri::Mount {
-            propagation: cri::MountPropagation::PropagationBidirectional as i32,
-            ..mount("/")
-        });
+        let text =
+            refused(cri::Mount { propagation: cri::MountPropagation::PropagationBidirectional as i32, ..mount("/") });
         assert!(text.contains("HOST_TO_CONTAINER"), "{text}");
         let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") });
         assert!(text.contains("absolute"), "{text}");

@@ -22,7 +22,12 @@ pub const RUNTIME_SERVICE: &[(&str, Coverage)] = &[
     ("PodSandboxStatus", Served("")),
     ("ListPodSandbox", Served("")),
     ("StreamPodSandboxes", Unimplemented),
-    ("CreateContainer", Served("refuses host devices, Localhost seccomp and AppArmor profiles, SELinux labels, id-mapped and bidirectional mounts; the guest applies no seccomp filter yet")),
+    (
+        "CreateContainer",
+        Served(
+            "refuses host devices, Localhost seccomp and AppArmor profiles, SELinux labels, id-mapped and bidirectional mounts; the guest applies no seccomp filter yet",
+        ),
+    ),
     ("StartContainer", Served("")),
     ("StopContainer", Served("")),
     ("RemoveContainer", Served("")),
@@ -72,7 +77,11 @@ pub fn page() -> String {
     );
     for (service, verbs) in [("RuntimeService", RUNTIME_SERVICE), ("ImageService", IMAGE_SERVICE)] {
         let served = verbs.iter().filter(|(_, coverage)| *coverage != Unimplemented).count();
-        let _ = write!(page, "\n## {service}: {served} of {}\n\n| verb | | what is left out |\n|---|---|---|\n", verbs.len());
+        let _ = write!(
+            page,
+            "\n## {service}: {served} of {}\n\n| verb | | what is left out |\n|---|---|---|\n",
+            verbs.len()
+        );
         for (verb, coverage) in verbs {
             let (state, note) = match coverage {
                 Served(note) => ("served", *note),

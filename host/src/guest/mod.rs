@@ -44,9 +44,7 @@ impl GuestError {
     /// Sorts a ttrpc failure into the agent's own words and everything else.
     pub(crate) fn from_ttrpc(request: &'static str, error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) => {
-                Self::Agent { request, code: status.code(), message: status.message }
-            }
+            ttrpc::Error::RpcStatus(status) => Self::Agent { request, code: status.code(), message: status.message },
             source => Self::Broken { request, source },
         }
     }

@@ -63,9 +63,9 @@ impl Streams {
         match header.kind {
             FrameKind::Stdout => Ok(Output::Stdout(payload)),
             FrameKind::Stderr => Ok(Output::Stderr(payload)),
-            FrameKind::Exit => agent::ExitStatus::parse_from_bytes(&payload)
-                .map(Output::Exit)
-                .map_err(|e| protocol(&e.to_string())),
+            FrameKind::Exit => {
+                agent::ExitStatus::parse_from_bytes(&payload).map(Output::Exit).map_err(|e| protocol(&e.to_string()))
+            }
             FrameKind::Error => Err(protocol(&String::from_utf8_lossy(&payload))),
             kind => Err(protocol(&format!("a {kind:?} frame from the agent"))),
         }

@@ -142,7 +142,12 @@ impl Attachment {
 }
 
 fn call(command: &'static str, plugin: &Plugin, network: &Network) -> Call {
-    Call { command, plugin: plugin.kind.as_str().into(), network: network.name.as_str().into(), file: network.file.as_path().into() }
+    Call {
+        command,
+        plugin: plugin.kind.as_str().into(),
+        network: network.name.as_str().into(),
+        file: network.file.as_path().into(),
+    }
 }
 
 fn base_input(plugin: &Plugin, network: &Network, version: &str) -> Map<String, Value> {
@@ -372,8 +377,8 @@ fn replace(directory: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn read_answer(call: Call, output: &[u8]) -> Result<(Value, Answer), PluginError> {
-    let value: Value =
-        serde_json::from_slice(output).map_err(|e| broken(call.clone(), &format!("its answer is no JSON ({e})"), output))?;
+    let value: Value = serde_json::from_slice(output)
+        .map_err(|e| broken(call.clone(), &format!("its answer is no JSON ({e})"), output))?;
     let answer = Answer::parse(&value).map_err(|why| broken(call, &why, output))?;
     Ok((value, answer))
 }

@@ -17,7 +17,9 @@ const BURST: u64 = i32::MAX as u64;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CapabilityError {
     /// It would change the meaning of CNI_ARGS.
-    #[error("pod sandbox {id}: {field} {value:?} cannot be passed to CNI plugins: it has a ';', '=' or control character")]
+    #[error(
+        "pod sandbox {id}: {field} {value:?} cannot be passed to CNI plugins: it has a ';', '=' or control character"
+    )]
     Argument {
         /// The pod sandbox.
         id: String,
@@ -97,7 +99,8 @@ fn host_ports(request: &NetworkRequest) -> Result<Vec<Value>, CapabilityError> {
 
 fn host_port(id: &str, mapping: &cri::PortMapping) -> Result<Value, CapabilityError> {
     let wrong = || {
-        let text = format!("{}:{} -> {} ({})", mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol);
+        let text =
+            format!("{}:{} -> {} ({})", mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol);
         CapabilityError::Port { id: id.to_owned(), mapping: text }
     };
     let port = |number: i32| u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(wrong);
@@ -132,8 +135,7 @@ fn bandwidth(request: &NetworkRequest) -> Result<Option<Value>, CapabilityError>
         return Ok(None);
     }
     let mut value = Map::new();
-    for (rate, rate_key, burst_key) in
-        [(ingress, "ingressRate", "ingressBurst"), (egress, "egressRate", "egressBurst")]
+    for (rate, rate_key, burst_key) in [(ingress, "ingressRate", "ingressBurst"), (egress, "egressRate", "egressBurst")]
     {
         if let Some(rate) = rate {
             value.insert(rate_key.to_owned(), json!(rate));

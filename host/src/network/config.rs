@@ -112,7 +112,9 @@ impl Network {
         let wrong = |key: &str, why: String| invalid(path, &text, key, why);
         let name = file.name.unwrap_or_default();
         if !is_name(&name) {
-            let why = format!("network name {name:?} must start with a letter or digit and go on with those, '_', '.' or '-'");
+            let why = format!(
+                "network name {name:?} must start with a letter or digit and go on with those, '_', '.' or '-'"
+            );
             return Err(wrong("name", why));
         }
         let versions = supported(file.version.as_deref(), &file.versions).map_err(|why| wrong("cniVersion", why))?;
@@ -121,7 +123,9 @@ impl Network {
             (None, Some(_)) => vec![parse(path, &text)?],
             (None, None) => Vec::new(),
         };
-        if !file.load_only_inlined_plugins && let Some(directory) = path.parent() {
+        if !file.load_only_inlined_plugins
+            && let Some(directory) = path.parent()
+        {
             sources.extend(plugin_files(&directory.join(&name))?);
         }
         if sources.is_empty() || sources.len() > MAX_PLUGINS {
@@ -153,9 +157,13 @@ impl Plugin {
             return Err(format!("plugin \"type\" {kind:?} is no name of a binary"));
         }
         let capabilities = match configuration.remove("capabilities") {
-            Some(Value::Object(flags)) => flags.into_iter().filter(|(_, on)| on == true).map(|(name, _)| name).collect(),
+            Some(Value::Object(flags)) => {
+                flags.into_iter().filter(|(_, on)| on == true).map(|(name, _)| name).collect()
+            }
             None | Some(Value::Null) => BTreeSet::new(),
-            Some(other) => return Err(format!("plugin {kind}: \"capabilities\" is {other}, not an object of booleans")),
+            Some(other) => {
+                return Err(format!("plugin {kind}: \"capabilities\" is {other}, not an object of booleans"));
+            }
         };
         Ok(Self { kind, capabilities, configuration })
     }
@@ -299,7 +307,8 @@ impl Directory {
         let mut files = Vec::new();
         let mut directories = vec![self.path.clone()];
         // Plugin files lie one level below, in folders named as the networks.
-        directories.extend(fs::read_dir(&self.path).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+        directories
+            .extend(fs::read_dir(&self.path).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
         for path in directories.iter().flat_map(|directory| list(directory, &EXTENSIONS).unwrap_or_default()) {
             if let Ok(data) = fs::metadata(&path) {
                 files.push((path, data.ino(), data.mtime(), data.mtime_nsec(), data.len()));

@@ -26,8 +26,12 @@ fn problem(text: &str) -> String {
 #[test]
 fn the_first_valid_file_in_lexical_order_is_the_network() {
     let single = r#"{"cniVersion": "1.0.0", "name": "single", "type": "ptp"}"#;
-    let (_keep, directory) =
-        directory(&[("30-single.conf", single), ("20-pods.conflist", BRIDGE), ("10-broken.json", "{\n\n]"), ("01-readme.txt", "")]);
+    let (_keep, directory) = directory(&[
+        ("30-single.conf", single),
+        ("20-pods.conflist", BRIDGE),
+        ("10-broken.json", "{\n\n]"),
+        ("01-readme.txt", ""),
+    ]);
     let loaded = directory.current();
     let network = loaded.network.unwrap();
     assert_eq!(network.name, "pods");
@@ -59,9 +63,18 @@ fn errors_name_file_and_line() {
         problem("{\"cniVersion\": \"1.0.0\",\n \"name\": \"-\", \"type\": \"ptp\"}"),
         "CNI configuration /d/10-a.conflist, line 2: network name \"-\" must start with a letter or digit and go on with those, '_', '.' or '-'"
     );
-    assert!(problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"plugins\": [{\"type\": \"../sh\"}]}").contains("line 2: plugin \"type\" \"../sh\""));
-    assert!(problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"plugins\": []}").contains("line 2: network a has 0 plugins"));
-    assert!(problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"disableCheck\": 7, \"type\": \"x\"}").contains("7 where true or false belongs"));
+    assert!(
+        problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"plugins\": [{\"type\": \"../sh\"}]}")
+            .contains("line 2: plugin \"type\" \"../sh\"")
+    );
+    assert!(
+        problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"plugins\": []}")
+            .contains("line 2: network a has 0 plugins")
+    );
+    assert!(
+        problem("{\"cniVersion\": \"1.0.0\", \"name\": \"a\",\n\"disableCheck\": 7, \"type\": \"x\"}")
+            .contains("7 where true or false belongs")
+    );
 }
 
 #[test]

@@ -269,7 +269,10 @@ fn route(message: &RouteMessage, interfaces: &[(u32, String)]) -> Option<Route> 
             RouteAttribute::Oif(index) => route.interface = name_of(*index, interfaces)?,
             RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None }).unwrap_or(0);
+                route.mtu = metrics
+                    .iter()
+                    .find_map(|m| if let RouteMetric::Mtu(mtu) = m { Some(*mtu) } else { None })
+                    .unwrap_or(0);
             }
             _ => {}
         }

@@ -174,12 +174,7 @@ struct Group {
 }
 
 impl Group {
-    async fn converse(
-        &mut self,
-        input: &[u8],
-        output: &mut Vec<u8>,
-        stderr: &mut Vec<u8>,
-    ) -> io::Result<ExitStatus> {
+    async fn converse(&mut self, input: &[u8], output: &mut Vec<u8>, stderr: &mut Vec<u8>) -> io::Result<ExitStatus> {
         let (stdin, out, err) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
         let write = async {
             if let Some(mut stdin) = stdin {

@@ -97,7 +97,9 @@ pub enum NetworkError {
         why: String,
     },
     /// The guest has too few network devices.
-    #[error("pod sandbox {id}: the CNI plugins of network {network} made interfaces {interfaces}, but the guest has {devices} network device(s)")]
+    #[error(
+        "pod sandbox {id}: the CNI plugins of network {network} made interfaces {interfaces}, but the guest has {devices} network device(s)"
+    )]
     Devices {
         /// The pod sandbox.
         id: String,
@@ -284,7 +286,8 @@ fn state(network: &Network, cni_result: String, answer: Answer, observed: Observ
     let bare = |address: &String| address.split('/').next().unwrap_or_default().to_owned();
     let present: Vec<String> = observed.interfaces.iter().flat_map(|i| &i.addresses).map(bare).collect();
     // The plugins' order says which is primary; the kernel says which exist.
-    let mut ips: Vec<String> = answer.addresses().iter().map(ToString::to_string).filter(|ip| present.contains(ip)).collect();
+    let mut ips: Vec<String> =
+        answer.addresses().iter().map(ToString::to_string).filter(|ip| present.contains(ip)).collect();
     for ip in present {
         if !ips.contains(&ip) {
             ips.push(ip);

@@ -12,8 +12,8 @@ use futures_util::future::{BoxFuture, Shared};
 use crate::guest::{Agent, GuestError};
 use crate::journaled::Journaled;
 use crate::node::{LookupError, Registered};
-use crate::sandboxer::monitor::MonitorError;
 use crate::sandboxer::Machine;
+use crate::sandboxer::monitor::MonitorError;
 use crate::serial::Serial;
 use crate::store::StoreError;
 
@@ -42,7 +42,9 @@ pub enum SandboxError {
     Lookup(#[from] LookupError),
     #[error("cannot run the pod sandbox: {0}")]
     Invalid(String),
-    #[error("cannot run the pod sandbox: runtime handler {handler:?} is not configured; there are: {known}. Add [runtimes.{handler}] to the configuration or name another in the RuntimeClass")]
+    #[error(
+        "cannot run the pod sandbox: runtime handler {handler:?} is not configured; there are: {known}. Add [runtimes.{handler}] to the configuration or name another in the RuntimeClass"
+    )]
     UnknownHandler { handler: String, known: String },
     #[error("a pod sandbox for pod {pod:?} exists already: {id}; remove it first")]
     Exists { pod: String, id: String },
@@ -185,8 +187,7 @@ where
     F: Future<Output = Result<String, SandboxError>> + Send + 'static,
 {
     let task = tokio::spawn(create);
-    let result = async move {
-        task.await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: "being created".into() }))
-    };
+    let result =
+        async move { task.await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: "being created".into() })) };
     result.boxed().shared()
 }

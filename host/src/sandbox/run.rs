@@ -121,10 +121,8 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandle
     let plan = prepare(node, &record, handler).await?;
     let machine = launch::launch(plan).await.map_err(SandboxError::step(id, "start of the machine"))?;
     let boot = async {
-        let boot_us = machine
-            .wait_ready(node.config.guest.boot_timeout_s)
-            .await
-            .map_err(SandboxError::step(id, "boot"))?;
+        let boot_us =
+            machine.wait_ready(node.config.guest.boot_timeout_s).await.map_err(SandboxError::step(id, "boot"))?;
         tracing::debug!(sandbox = %id, boot_us, "guest is up");
         Live::connect(machine.clone()).await.map_err(SandboxError::step(id, "connection to the agent"))
     };
@@ -134,10 +132,7 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandle
     };
     let (live, network) = tokio::try_join!(boot, attach)?;
     let order = configuration(&record, &network);
-    live.agent
-        .configure_sandbox(order)
-        .await
-        .map_err(SandboxError::step(id, "configuration of the guest"))?;
+    live.agent.configure_sandbox(order).await.map_err(SandboxError::step(id, "configuration of the guest"))?;
     sandbox.set_live(Some(live));
     sandbox
         .record
@@ -151,7 +146,11 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandle
 }
 
 /// Everything that must exist before the machine starts; none of it takes long.
-async fn prepare(node: &Arc<Node>, record: &SandboxRecord, handler: &RuntimeHandlerConfig) -> Result<Plan, SandboxError> {
+async fn prepare(
+    node: &Arc<Node>,
+    record: &SandboxRecord,
+    handler: &RuntimeHandlerConfig,
+) -> Result<Plan, SandboxError> {
     let id = record.id.clone();
     let paths = record.paths(&node.config);
     let monitor = monitor::choose(&record.runtime_handler, handler, &node.abilities)?;

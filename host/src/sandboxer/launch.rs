@@ -75,11 +75,7 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
     }
 }
 
-async fn give_orders(
-    plan: &Plan,
-    child: &Child,
-    socket: std::os::unix::net::UnixStream,
-) -> Result<(), MachineError> {
+async fn give_orders(plan: &Plan, child: &Child, socket: std::os::unix::net::UnixStream) -> Result<(), MachineError> {
     let refused = |detail: String| MachineError::Launch { binary: plan.vmm.clone(), detail };
     if let (Some(cgroup), Some(pid)) = (&plan.cgroup, child.id()) {
         cgroup.add_process(i32::try_from(pid).unwrap_or(-1)).map_err(|e| refused(error_text(&e)))?;
@@ -93,11 +89,11 @@ async fn give_orders(
     let read = tokio::time::timeout(ORDER_TIMEOUT, read_line(&mut socket, &mut answer)).await;
     match read {
         Ok(Ok(())) if answer.trim_end() == "ok" => Ok(()),
-        Ok(Ok(())) if !answer.is_empty() => {
-            Err(refused(answer.trim_start_matches("error:").trim().to_owned()))
-        }
+        Ok(Ok(())) if !answer.is_empty() => Err(refused(answer.trim_start_matches("error:").trim().to_owned())),
         Ok(_) => Err(refused(format!("it ended at once; its log says:\n{}", log_tail(plan)))),
-        Err(_) => Err(refused(format!("no answer within {} s; its log says:\n{}", ORDER_TIMEOUT.as_secs(), log_tail(plan)))),
+        Err(_) => {
+            Err(refused(format!("no answer within {} s; its log says:\n{}", ORDER_TIMEOUT.as_secs(), log_tail(plan))))
+        }
     }
 }
 

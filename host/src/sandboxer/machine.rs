@@ -8,7 +8,6 @@ use std::time::Duration;
 use bulkhead_proto::vmm_ttrpc::VmmClient;
 use bulkhead_proto::{launch, vmm};
 
-
 use super::{MachineError, MachinePaths};
 use crate::sys;
 use crate::sys::descriptors::{DeliverError, deliver};
@@ -71,7 +70,9 @@ impl Machine {
             Ok(Ok(ready)) => Ok(ready.boot_us),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(MachineError::Boot { detail: status.message }),
             Ok(Err(_)) => Err(MachineError::Boot { detail: self.end_text() }),
-            Err(_) => Err(MachineError::BootTimeout { seconds, console: MachinePaths::tail(&self.paths.console(), 10) }),
+            Err(_) => {
+                Err(MachineError::BootTimeout { seconds, console: MachinePaths::tail(&self.paths.console(), 10) })
+            }
         }
     }
 
@@ -92,11 +93,7 @@ impl Machine {
     }
 
     /// Maps an image's parts into the image drive; gives first sector and count.
-    pub async fn map_image(
-        &self,
-        image_id: &str,
-        parts: &[(&std::fs::File, u64)],
-    ) -> Result<(u64, u64), MachineError> {
+    pub async fn map_image(&self, image_id: &str, parts: &[(&std::fs::File, u64)]) -> Result<(u64, u64), MachineError> {
         let mut request = vmm::MapImageRequest { image_id: image_id.to_owned(), ..Default::default() };
         let mut held = Vec::new();
         for (file, length) in parts {
@@ -153,12 +150,8 @@ impl Machine {
     /// Shows a detached mount under `name` in the pod's volume share.
     pub async fn add_volume(&self, name: &str, mount: &impl AsFd, directory: bool) -> Result<(), MachineError> {
         let (token, _held) = self.send_descriptor(mount).await?;
-        let request = vmm::AddVolumeRequest {
-            name: name.to_owned(),
-            descriptor_token: token,
-            directory,
-            ..Default::default()
-        };
+        let request =
+            vmm::AddVolumeRequest { name: name.to_owned(), descriptor_token: token, directory, ..Default::default() };
         self.client.add_volume(limit(), &request).await.map_err(|e| failed("add the volume", e))?;
         Ok(())
     }
@@ -172,7 +165,8 @@ impl Machine {
 
     /// The process behind the connection.
     pub async fn process(&self) -> Result<sys::process::Process, MachineError> {
-        let info = self.client.info(limit(), &vmm::InfoRequest::new()).await.map_err(|e| failed("tell its process", e))?;
+        let info =
+            self.client.info(limit(), &vmm::InfoRequest::new()).await.map_err(|e| failed("tell its process", e))?;
         let pid = i32::try_from(info.pid).unwrap_or(-1);
         sys::process::Process::open(pid)
             .map_err(|source| MachineError::Connect { socket: self.paths.control(), source })
@@ -182,7 +176,10 @@ impl Machine {
     pub async fn shutdown(&self) -> Result<(), MachineError> {
         match self.client.shutdown(limit(), &vmm::ShutdownRequest::new()).await {
             // The answer races with the process's end.
-            Ok(_) | Err(ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof) => {}
+            Ok(_)
+            | Err(
+                ttrpc::Error::Socket(_) | ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof,
+            ) => {}
             Err(e) => return Err(failed("shut down", e)),
         }
         Ok(())
@@ -203,12 +200,14 @@ impl Machine {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let token = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let socket = self.paths.descriptors();
-        let io = |source| MachineError::Descriptor(DeliverError::Io {
-            socket: socket.clone(),
-            token: token.clone(),
-            step: "duplicating it",
-            source,
-        });
+        let io = |source| {
+            MachineError::Descriptor(DeliverError::Io {
+                socket: socket.clone(),
+                token: token.clone(),
+                step: "duplicating it",
+                source,
+            })
+        };
         let descriptor = descriptor.as_fd().try_clone_to_owned().map_err(io)?;
         let (path, name) = (socket.clone(), token.clone());
         let sent = tokio::task::spawn_blocking(move || deliver(&path, &name, descriptor.as_fd())).await;

@@ -25,7 +25,9 @@ pub enum MachineError {
     Launch { binary: PathBuf, detail: String },
     #[error("the pod's machine ended while booting: {detail}")]
     Boot { detail: String },
-    #[error("the guest's agent did not answer within {seconds} s of the machine's start; last console lines:\n{console}")]
+    #[error(
+        "the guest's agent did not answer within {seconds} s of the machine's start; last console lines:\n{console}"
+    )]
     BootTimeout { seconds: u64, console: String },
     #[error("cannot reach bulkhead-vmm at {}", socket.display())]
     Connect { socket: PathBuf, source: std::io::Error },

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use bulkhead_proto::launch::Monitor;
 
-use crate::sys::host::find_program;
 use crate::config::{Accelerator, RuntimeHandlerConfig, SandboxerKind};
+use crate::sys::host::find_program;
 
 /// What the host can do, found out once at start.
 #[derive(Debug, Clone)]
@@ -38,7 +38,9 @@ pub fn kernel_arguments(config: &RuntimeHandlerConfig, host: &HostAbilities) -> 
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum MonitorError {
-    #[error("runtime handler {handler:?} asks for KVM, which cannot run a stock guest on this host: {reason}; set accelerator = \"tcg\" in [runtimes.{handler}] to emulate (no security boundary)")]
+    #[error(
+        "runtime handler {handler:?} asks for KVM, which cannot run a stock guest on this host: {reason}; set accelerator = \"tcg\" in [runtimes.{handler}] to emulate (no security boundary)"
+    )]
     NoKvm { handler: String, reason: String },
     #[error("runtime handler {handler:?} needs {}, which was not found; install it (Debian: apt-get install qemu-system-x86) or set qemu in [runtimes.{handler}]", binary.display())]
     NoQemu { handler: String, binary: PathBuf },

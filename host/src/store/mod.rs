@@ -72,8 +72,8 @@ impl Store {
 
     /// Writes a record durably; it stands when this returns.
     pub async fn put<T: Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(record)
-            .map_err(|source| StoreError::Format { kind, id: id.to_owned(), source })?;
+        let bytes =
+            serde_json::to_vec(record).map_err(|source| StoreError::Format { kind, id: id.to_owned(), source })?;
         self.write(kind, id.to_owned(), Some(bytes)).await
     }
 
@@ -85,8 +85,11 @@ impl Store {
     async fn write(&self, kind: Kind, id: String, bytes: Option<Vec<u8>>) -> Result<(), StoreError> {
         let database = self.database.clone();
         tokio::task::spawn_blocking(move || {
-            write_now(&database, kind, &id, bytes.as_deref())
-                .map_err(|source| StoreError::Write { kind, id, source: Box::new(source) })
+            write_now(&database, kind, &id, bytes.as_deref()).map_err(|source| StoreError::Write {
+                kind,
+                id,
+                source: Box::new(source),
+            })
         })
         .await?
     }
@@ -99,8 +102,11 @@ impl Store {
         let mut records = Vec::new();
         for entry in table.iter().map_err(|e| fail(e.into()))? {
             let (id, bytes) = entry.map_err(|e| fail(e.into()))?;
-            let record = serde_json::from_slice(bytes.value())
-                .map_err(|source| StoreError::Format { kind, id: id.value().to_owned(), source })?;
+            let record = serde_json::from_slice(bytes.value()).map_err(|source| StoreError::Format {
+                kind,
+                id: id.value().to_owned(),
+                source,
+            })?;
             records.push(record);
         }
         Ok(records)

@@ -64,10 +64,14 @@ impl Hierarchy {
     /// [`CgroupError::NotMounted`], or when /proc cannot be read.
     pub fn discover() -> Result<Self, CgroupError> {
         let read = |path: &Path| {
-            fs::read_to_string(path)
-                .map_err(|source| CgroupError::Io { action: "read the mounts of", path: path.to_owned(), source })
+            fs::read_to_string(path).map_err(|source| CgroupError::Io {
+                action: "read the mounts of",
+                path: path.to_owned(),
+                source,
+            })
         };
-        let (root, hybrid) = from_mountinfo(&read(Path::new("/proc/self/mountinfo"))?).ok_or(CgroupError::NotMounted)?;
+        let (root, hybrid) =
+            from_mountinfo(&read(Path::new("/proc/self/mountinfo"))?).ok_or(CgroupError::NotMounted)?;
         let controllers = read(&root.join("cgroup.controllers"))?.split_whitespace().map(str::to_owned).collect();
         Ok(Self { root, controllers, hybrid })
     }
@@ -186,7 +190,8 @@ impl Cgroup {
             if left.is_zero() {
                 return Err(CgroupError::Populated { path: self.path.clone(), seconds: limit.as_secs() });
             }
-            let left = Timespec::try_from(left).map_err(|_| self.failed("wait for", io::ErrorKind::InvalidInput.into()))?;
+            let left =
+                Timespec::try_from(left).map_err(|_| self.failed("wait for", io::ErrorKind::InvalidInput.into()))?;
             let mut polled = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::PRI)];
             rustix::io::retry_on_intr(|| poll(&mut polled, Some(&left)))
                 .map_err(|e| self.failed("wait for", e.into()))?;
@@ -243,7 +248,8 @@ mod tests {
     #[test]
     fn what_is_in_a_cgroup_ends_with_it() {
         let name = PathBuf::from(format!("bulkhead-test-{}", std::process::id()));
-        let made = Hierarchy::discover().and_then(|hierarchy| hierarchy.create(&name.join("pod")).map(|pod| (hierarchy, pod)));
+        let made =
+            Hierarchy::discover().and_then(|hierarchy| hierarchy.create(&name.join("pod")).map(|pod| (hierarchy, pod)));
         let (hierarchy, pod) = match made {
             Ok(made) => made,
             Err(error) => return eprintln!("skipped: {}", crate::error_text(&error)),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bulkhead_proto::launch::MAX_TOKEN;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    send, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, send, sendmsg,
 };
 
 /// The kernel's limit of descriptors in one message (SCM_MAX_FD).
@@ -67,9 +67,8 @@ pub fn send_with(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
     if !descriptors.is_empty() && !control.push(message) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut sent = rustix::io::retry_on_intr(|| {
-        sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
-    })?;
+    let mut sent =
+        rustix::io::retry_on_intr(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL))?;
     while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
         sent += rustix::io::retry_on_intr(|| send(&socket, rest, SendFlags::NOSIGNAL))?;
     }
@@ -111,9 +110,8 @@ pub fn deliver(socket: &Path, token: &str, descriptor: BorrowedFd<'_>) -> Result
     if token.is_empty() || token.len() > MAX_TOKEN {
         return Err(DeliverError::Token { token: token.to_owned() });
     }
-    let failed = |step| {
-        move |source| DeliverError::Io { socket: socket.to_owned(), token: token.to_owned(), step, source }
-    };
+    let failed =
+        |step| move |source| DeliverError::Io { socket: socket.to_owned(), token: token.to_owned(), step, source };
     let mut stream = UnixStream::connect(socket).map_err(failed("connecting"))?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed("setting a time limit"))?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(failed("setting a time limit"))?;

@@ -11,7 +11,9 @@ use rustix::fs::{FlockOperation, flock};
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("{path} is locked by process {owner}: a daemon already uses this root directory. Stop it or choose another root")]
+    #[error(
+        "{path} is locked by process {owner}: a daemon already uses this root directory. Stop it or choose another root"
+    )]
     Held {
         /// The lock file.
         path: PathBuf,

@@ -52,8 +52,8 @@ pub enum Access {
 /// When the path does not exist or the kernel refuses (CAP_SYS_ADMIN is needed).
 pub fn clone_tree(path: &Path, access: Access) -> Result<OwnedFd, MountError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, path, flags)
-        .map_err(|e| MountError::Clone { path: path.to_owned(), source: e.into() })?;
+    let tree =
+        open_tree(CWD, path, flags).map_err(|e| MountError::Clone { path: path.to_owned(), source: e.into() })?;
     let failed = |attributes, source| MountError::SetAttributes { path: path.to_owned(), attributes, source };
     let common = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     set_attributes(&tree, common, libc::MS_SLAVE, true).map_err(|e| failed("nosuid and nodev", e))?;

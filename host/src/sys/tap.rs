@@ -70,10 +70,12 @@ pub fn create(netns: &Path, name: &str) -> Result<OwnedFd, TapError> {
 }
 
 fn create_here(netns: &Path, name: &str) -> Result<OwnedFd, TapError> {
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN_DEVICE).map_err(|source| {
-            TapError::Open { name: name.to_owned(), netns: netns.to_owned(), source }
-        })?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(TUN_DEVICE)
+        .map_err(|source| TapError::Open { name: name.to_owned(), netns: netns.to_owned(), source })?;
     let failed = |step, source| TapError::Create { name: name.to_owned(), netns: netns.to_owned(), step, source };
     // SAFETY: `ifreq` is plain old data for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };

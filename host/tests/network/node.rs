@@ -51,10 +51,12 @@ fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".to_owned());
     }
-    if let Some(name) = ["bridge", "host-local", "portmap"].iter().find(|name| !Path::new(PLUGINS).join(name).exists()) {
+    if let Some(name) = ["bridge", "host-local", "portmap"].iter().find(|name| !Path::new(PLUGINS).join(name).exists())
+    {
         return Some(format!("no {name} in {PLUGINS} (apt-get install containernetworking-plugins)"));
     }
-    let program = ["ip", "tc", "iptables", "busybox"].into_iter().find(|p| sys::host::find_program(Path::new(p)).is_none());
+    let program =
+        ["ip", "tc", "iptables", "busybox"].into_iter().find(|p| sys::host::find_program(Path::new(p)).is_none());
     program.map(|name| format!("no {name}"))
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
+use crate::node::Node;
 
-pub(super) async fn image_status(node: &Arc<Node>, request: cri::ImageStatusRequest) -> Result<cri::ImageStatusResponse, Status> {
+pub(super) async fn image_status(
+    node: &Arc<Node>,
+    request: cri::ImageStatusRequest,
+) -> Result<cri::ImageStatusResponse, Status> {
     let name = request.image.map(|spec| spec.image).unwrap_or_default();
     let found = node.images.find(&name);
     let info = match (&found, request.verbose) {

@@ -10,11 +10,11 @@ use super::{Nothing, not_built};
 use crate::node::Node;
 
 mod convert;
-mod list_images;
+mod image_fs_info;
 mod image_status;
+mod list_images;
 mod pull_image;
 mod remove_image;
-mod image_fs_info;
 
 /// Serves the verbs on a node's image store.
 #[derive(Debug, Clone)]

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
+use crate::node::Node;
 
-pub(super) async fn pull_image(node: &Arc<Node>, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Status> {
+pub(super) async fn pull_image(
+    node: &Arc<Node>,
+    request: cri::PullImageRequest,
+) -> Result<cri::PullImageResponse, Status> {
     let name = request.image.map(|spec| spec.image).unwrap_or_default();
     let credentials = request.auth.map(convert::credentials).transpose()?.flatten();
     let id = node.images.pull(&name, credentials, |_| {}).await?;

@@ -7,7 +7,10 @@ use tonic::Status;
 
 use crate::node::Node;
 
-pub(super) async fn remove_image(node: &Arc<Node>, request: cri::RemoveImageRequest) -> Result<cri::RemoveImageResponse, Status> {
+pub(super) async fn remove_image(
+    node: &Arc<Node>,
+    request: cri::RemoveImageRequest,
+) -> Result<cri::RemoveImageResponse, Status> {
     let name = request.image.map(|spec| spec.image).unwrap_or_default();
     node.images.remove(&name).await?;
     Ok(cri::RemoveImageResponse {})

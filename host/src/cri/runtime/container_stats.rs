@@ -5,11 +5,14 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
 use crate::container::stats;
+use crate::node::Node;
 
-pub(super) async fn container_stats(node: &Arc<Node>, request: cri::ContainerStatsRequest) -> Result<cri::ContainerStatsResponse, Status> {
+pub(super) async fn container_stats(
+    node: &Arc<Node>,
+    request: cri::ContainerStatsRequest,
+) -> Result<cri::ContainerStatsResponse, Status> {
     let found = node.containers.find("container", &request.container_id)?;
     let record = found.record.get();
     let sandbox = node.sandboxes.find("sandbox", &record.sandbox_id)?;

@@ -200,7 +200,11 @@ pub(super) fn container_stats(
     }
 }
 
-pub(super) fn sandbox_stats(node: &Node, record: &SandboxRecord, figures: &agent::StatsResponse) -> cri::PodSandboxStats {
+pub(super) fn sandbox_stats(
+    node: &Node,
+    record: &SandboxRecord,
+    figures: &agent::StatsResponse,
+) -> cri::PodSandboxStats {
     let pod = figures.pod.as_ref();
     let timestamp = pod.map_or(0, |pod| pod.timestamp_ns);
     let mut interfaces = figures.interfaces.iter().map(|interface| cri::NetworkInterfaceUsage {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
 use crate::container::stats;
+use crate::node::Node;
 
-pub(super) async fn list_container_stats(node: &Arc<Node>, request: cri::ListContainerStatsRequest) -> Result<cri::ListContainerStatsResponse, Status> {
+pub(super) async fn list_container_stats(
+    node: &Arc<Node>,
+    request: cri::ListContainerStatsRequest,
+) -> Result<cri::ListContainerStatsResponse, Status> {
     let filter = request.filter.unwrap_or_default();
     let mut result = Vec::new();
     for (_, pod) in stats::of_all(node).await {

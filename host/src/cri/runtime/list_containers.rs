@@ -5,10 +5,13 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
+use crate::node::Node;
 
-pub(super) async fn list_containers(node: &Arc<Node>, request: cri::ListContainersRequest) -> Result<cri::ListContainersResponse, Status> {
+pub(super) async fn list_containers(
+    node: &Arc<Node>,
+    request: cri::ListContainersRequest,
+) -> Result<cri::ListContainersResponse, Status> {
     let filter = request.filter.unwrap_or_default();
     let state = filter.state.as_ref().map(|value| value.state);
     let mut containers: Vec<cri::Container> = node

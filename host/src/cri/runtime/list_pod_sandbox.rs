@@ -5,10 +5,13 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
+use crate::node::Node;
 
-pub(super) async fn list_pod_sandbox(node: &Arc<Node>, request: cri::ListPodSandboxRequest) -> Result<cri::ListPodSandboxResponse, Status> {
+pub(super) async fn list_pod_sandbox(
+    node: &Arc<Node>,
+    request: cri::ListPodSandboxRequest,
+) -> Result<cri::ListPodSandboxResponse, Status> {
     let filter = request.filter.unwrap_or_default();
     let state = filter.state.as_ref().map(|value| value.state);
     let mut items: Vec<cri::PodSandbox> = node

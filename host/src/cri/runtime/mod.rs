@@ -9,29 +9,29 @@ use tonic::{Request, Response, Status};
 use super::{Nothing, not_built};
 use crate::node::Node;
 
-mod convert;
-mod version;
-mod run_pod_sandbox;
-mod stop_pod_sandbox;
-mod remove_pod_sandbox;
-mod pod_sandbox_status;
-mod list_pod_sandbox;
-mod create_container;
-mod start_container;
-mod stop_container;
-mod remove_container;
-mod list_containers;
-mod container_status;
-mod update_container_resources;
-mod reopen_container_log;
-mod exec_sync;
 mod container_stats;
+mod container_status;
+mod convert;
+mod create_container;
+mod exec_sync;
 mod list_container_stats;
-mod pod_sandbox_stats;
+mod list_containers;
+mod list_pod_sandbox;
 mod list_pod_sandbox_stats;
-mod update_runtime_config;
-mod status;
+mod pod_sandbox_stats;
+mod pod_sandbox_status;
+mod remove_container;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
 mod runtime_config;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod update_container_resources;
+mod update_runtime_config;
+mod version;
 
 /// Serves the verbs on a node.
 #[derive(Debug, Clone)]
@@ -66,27 +66,45 @@ impl RuntimeService for Runtime {
         run_pod_sandbox::run_pod_sandbox(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn stop_pod_sandbox(&self, request: Request<cri::StopPodSandboxRequest>) -> Answer<cri::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
         stop_pod_sandbox::stop_pod_sandbox(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn remove_pod_sandbox(&self, request: Request<cri::RemovePodSandboxRequest>) -> Answer<cri::RemovePodSandboxResponse> {
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
         remove_pod_sandbox::remove_pod_sandbox(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn pod_sandbox_status(&self, request: Request<cri::PodSandboxStatusRequest>) -> Answer<cri::PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
         pod_sandbox_status::pod_sandbox_status(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_pod_sandbox(&self, request: Request<cri::ListPodSandboxRequest>) -> Answer<cri::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
         list_pod_sandbox::list_pod_sandbox(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn create_container(&self, request: Request<cri::CreateContainerRequest>) -> Answer<cri::CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
         create_container::create_container(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn start_container(&self, request: Request<cri::StartContainerRequest>) -> Answer<cri::StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
         start_container::start_container(&self.node, request.into_inner()).await.map(Response::new)
     }
 
@@ -94,23 +112,40 @@ impl RuntimeService for Runtime {
         stop_container::stop_container(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn remove_container(&self, request: Request<cri::RemoveContainerRequest>) -> Answer<cri::RemoveContainerResponse> {
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
         remove_container::remove_container(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_containers(&self, request: Request<cri::ListContainersRequest>) -> Answer<cri::ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
         list_containers::list_containers(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn container_status(&self, request: Request<cri::ContainerStatusRequest>) -> Answer<cri::ContainerStatusResponse> {
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
         container_status::container_status(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn update_container_resources(&self, request: Request<cri::UpdateContainerResourcesRequest>) -> Answer<cri::UpdateContainerResourcesResponse> {
-        update_container_resources::update_container_resources(&self.node, request.into_inner()).await.map(Response::new)
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        update_container_resources::update_container_resources(&self.node, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
-    async fn reopen_container_log(&self, request: Request<cri::ReopenContainerLogRequest>) -> Answer<cri::ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
         reopen_container_log::reopen_container_log(&self.node, request.into_inner()).await.map(Response::new)
     }
 
@@ -118,23 +153,38 @@ impl RuntimeService for Runtime {
         exec_sync::exec_sync(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn container_stats(&self, request: Request<cri::ContainerStatsRequest>) -> Answer<cri::ContainerStatsResponse> {
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
         container_stats::container_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_container_stats(&self, request: Request<cri::ListContainerStatsRequest>) -> Answer<cri::ListContainerStatsResponse> {
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
         list_container_stats::list_container_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn pod_sandbox_stats(&self, request: Request<cri::PodSandboxStatsRequest>) -> Answer<cri::PodSandboxStatsResponse> {
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
         pod_sandbox_stats::pod_sandbox_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_pod_sandbox_stats(&self, request: Request<cri::ListPodSandboxStatsRequest>) -> Answer<cri::ListPodSandboxStatsResponse> {
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
         list_pod_sandbox_stats::list_pod_sandbox_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn update_runtime_config(&self, request: Request<cri::UpdateRuntimeConfigRequest>) -> Answer<cri::UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
         update_runtime_config::update_runtime_config(&self.node, request.into_inner()).await.map(Response::new)
     }
 
@@ -158,7 +208,10 @@ impl RuntimeService for Runtime {
         not_built("PortForward")
     }
 
-    async fn checkpoint_container(&self, _: Request<cri::CheckpointContainerRequest>) -> Answer<cri::CheckpointContainerResponse> {
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
         not_built("CheckpointContainer")
     }
 
@@ -170,35 +223,59 @@ impl RuntimeService for Runtime {
         not_built("RestorePod")
     }
 
-    async fn list_metric_descriptors(&self, _: Request<cri::ListMetricDescriptorsRequest>) -> Answer<cri::ListMetricDescriptorsResponse> {
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
         not_built("ListMetricDescriptors")
     }
 
-    async fn list_pod_sandbox_metrics(&self, _: Request<cri::ListPodSandboxMetricsRequest>) -> Answer<cri::ListPodSandboxMetricsResponse> {
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
         not_built("ListPodSandboxMetrics")
     }
 
-    async fn update_pod_sandbox_resources(&self, _: Request<cri::UpdatePodSandboxResourcesRequest>) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
         not_built("UpdatePodSandboxResources")
     }
 
-    async fn stream_pod_sandboxes(&self, _: Request<cri::StreamPodSandboxesRequest>) -> Answer<Self::StreamPodSandboxesStream> {
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
         not_built("StreamPodSandboxes")
     }
 
-    async fn stream_containers(&self, _: Request<cri::StreamContainersRequest>) -> Answer<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
         not_built("StreamContainers")
     }
 
-    async fn stream_container_stats(&self, _: Request<cri::StreamContainerStatsRequest>) -> Answer<Self::StreamContainerStatsStream> {
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
         not_built("StreamContainerStats")
     }
 
-    async fn stream_pod_sandbox_stats(&self, _: Request<cri::StreamPodSandboxStatsRequest>) -> Answer<Self::StreamPodSandboxStatsStream> {
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
         not_built("StreamPodSandboxStats")
     }
 
-    async fn stream_pod_sandbox_metrics(&self, _: Request<cri::StreamPodSandboxMetricsRequest>) -> Answer<Self::StreamPodSandboxMetricsStream> {
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
         not_built("StreamPodSandboxMetrics")
     }
 

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use super::convert;
 use crate::container;
+use crate::node::Node;
 use crate::node::now_ns;
 
-pub(super) async fn pod_sandbox_status(node: &Arc<Node>, request: cri::PodSandboxStatusRequest) -> Result<cri::PodSandboxStatusResponse, Status> {
+pub(super) async fn pod_sandbox_status(
+    node: &Arc<Node>,
+    request: cri::PodSandboxStatusRequest,
+) -> Result<cri::PodSandboxStatusResponse, Status> {
     let sandbox = node.sandboxes.find("sandbox", &request.pod_sandbox_id)?;
     let record = sandbox.record.get();
     let containers = container::of_sandbox(node, &sandbox.id);

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::node::Node;
 use crate::container;
 use crate::node::LookupError;
+use crate::node::Node;
 
-pub(super) async fn remove_container(node: &Arc<Node>, request: cri::RemoveContainerRequest) -> Result<cri::RemoveContainerResponse, Status> {
+pub(super) async fn remove_container(
+    node: &Arc<Node>,
+    request: cri::RemoveContainerRequest,
+) -> Result<cri::RemoveContainerResponse, Status> {
     match node.containers.find("container", &request.container_id) {
         Ok(found) => container::remove(node, &found).await?,
         Err(LookupError::NotFound { .. }) => {}

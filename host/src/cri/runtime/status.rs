@@ -22,7 +22,10 @@ pub(super) async fn status(node: &Arc<Node>, request: cri::StatusRequest) -> Res
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: names.into_iter().map(|name| cri::RuntimeHandler { name, features: Some(features) }).collect(),
+        runtime_handlers: names
+            .into_iter()
+            .map(|name| cri::RuntimeHandler { name, features: Some(features) })
+            .collect(),
         features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
     })
 }
@@ -46,7 +49,10 @@ fn handlers_in_words(node: &Node) -> String {
     if emulating.is_empty() {
         return String::new();
     }
-    format!("handlers that emulate the guest in software (TCG), which is no security boundary: {}", emulating.join(", "))
+    format!(
+        "handlers that emulate the guest in software (TCG), which is no security boundary: {}",
+        emulating.join(", ")
+    )
 }
 
 fn info(node: &Node) -> HashMap<String, String> {

@@ -7,7 +7,10 @@ use tonic::Status;
 
 use crate::node::Node;
 
-pub(super) async fn update_runtime_config(_: &Arc<Node>, request: cri::UpdateRuntimeConfigRequest) -> Result<cri::UpdateRuntimeConfigResponse, Status> {
+pub(super) async fn update_runtime_config(
+    _: &Arc<Node>,
+    request: cri::UpdateRuntimeConfigRequest,
+) -> Result<cri::UpdateRuntimeConfigResponse, Status> {
     if let Some(network) = request.runtime_config.and_then(|config| config.network_config) {
         tracing::debug!(pod_cidr = network.pod_cidr, "pod CIDR told; CNI configuration decides");
     }
