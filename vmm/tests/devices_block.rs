@@ -46,12 +46,7 @@ impl Rig {
         let ring = Ring::new(0x1_0000, 64);
         let queue = ring.queue();
         device.set_acked_features(device.features());
-        Self {
-            ram: driver::ram(),
-            device,
-            ring,
-            queue,
-        }
+        Self { ram: driver::ram(), device, ring, queue }
     }
 
     /// A scratch drive of 1 MiB in which each byte is its sector's number.
@@ -60,10 +55,7 @@ impl Rig {
         let file = file_of(&sectors);
         let shared = file.try_clone().unwrap();
         let backend = RawFile::new(file, FlushPolicy::Sync).unwrap();
-        (
-            Self::new(BlockDevice::new(Arc::new(backend), config())),
-            shared,
-        )
+        (Self::new(BlockDevice::new(Arc::new(backend), config())), shared)
     }
 
     fn images(drive: Arc<ImageDrive>) -> Self {
@@ -123,10 +115,7 @@ impl Rig {
 }
 
 fn config() -> BlockConfig {
-    BlockConfig {
-        serial: "a-serial-that-is-longer-than-20".into(),
-        queues: 1,
-    }
+    BlockConfig { serial: "a-serial-that-is-longer-than-20".into(), queues: 1 }
 }
 
 fn file_of(bytes: &[u8]) -> File {
@@ -138,11 +127,7 @@ fn file_of(bytes: &[u8]) -> File {
 #[test]
 fn reads_are_scattered_over_buffers_and_regions() {
     let (mut rig, _) = Rig::scratch();
-    let data = [
-        writable(DATA, 100),
-        writable(SEAM - 200, 412),
-        writable(DATA + 0x1000, 512),
-    ];
+    let data = [writable(DATA, 100), writable(SEAM - 200, 412), writable(DATA + 0x1000, 512)];
     assert_eq!(rig.request(READ, 5, &data), (OK, 1025));
     assert_eq!(rig.get(DATA, 100), [5; 100]);
     assert_eq!(rig.get(SEAM - 200, 412), [5; 412]);
@@ -154,14 +139,7 @@ fn reads_are_scattered_over_buffers_and_regions() {
 fn writes_reach_the_file_and_its_neighbours_do_not_change() {
     let (mut rig, file) = Rig::scratch();
     rig.put(DATA, &[0xaa; 1024]);
-    assert_eq!(
-        rig.request(
-            WRITE_OUT,
-            2046,
-            &[readable(DATA, 512), readable(DATA + 512, 512)]
-        ),
-        (OK, 1)
-    );
+    assert_eq!(rig.request(WRITE_OUT, 2046, &[readable(DATA, 512), readable(DATA + 512, 512)]), (OK, 1));
     let mut end = [0; 1536];
     file.read_exact_at(&mut end, 2045 * 512).unwrap();
     assert_eq!(end[..512], [0xfd; 512]);
@@ -185,22 +163,11 @@ fn requests_outside_the_drive_or_off_its_sectors_fail() {
         (0, 513),
         (0, 0),
     ] {
-        assert_eq!(
-            rig.request(READ, sector, &[writable(DATA, len)]).0,
-            IOERR,
-            "read {len} at {sector}"
-        );
-        assert_eq!(
-            rig.request(WRITE_OUT, sector, &[readable(DATA, len)]).0,
-            IOERR,
-            "write {len} at {sector}"
-        );
+        assert_eq!(rig.request(READ, sector, &[writable(DATA, len)]).0, IOERR, "read {len} at {sector}");
+        assert_eq!(rig.request(WRITE_OUT, sector, &[readable(DATA, len)]).0, IOERR, "write {len} at {sector}");
     }
     assert_eq!(file.metadata().unwrap().len(), before);
-    assert_eq!(
-        rig.device.counters().read_bytes() + rig.device.counters().written_bytes(),
-        0
-    );
+    assert_eq!(rig.device.counters().read_bytes() + rig.device.counters().written_bytes(), 0);
 }
 
 #[test]
@@ -233,12 +200,7 @@ fn unknown_requests_are_unsupported() {
 }
 
 fn segment(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
-    [
-        &sector.to_le_bytes()[..],
-        &sectors.to_le_bytes(),
-        &flags.to_le_bytes(),
-    ]
-    .concat()
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
 }
 
 #[test]
@@ -247,10 +209,7 @@ fn discard_gives_space_back_and_zeroes() {
     let blocks = file.metadata().unwrap().blocks();
     let segments = [segment(8, 512, 0), segment(1024, 512, 0)].concat();
     rig.put(DATA, &segments);
-    assert_eq!(
-        rig.request(DISCARD, 0, &[readable(DATA, segments.len() as u32)]),
-        (OK, 1)
-    );
+    assert_eq!(rig.request(DISCARD, 0, &[readable(DATA, segments.len() as u32)]), (OK, 1));
     let mut bytes = [1; 512];
     file.read_exact_at(&mut bytes, 1024 * 512).unwrap();
     assert_eq!(bytes, [0; 512]);
@@ -281,12 +240,7 @@ fn bad_segments_change_nothing() {
         (WRITE_ZEROES, segment(0, 8, 0).repeat(33), IOERR),
     ] {
         rig.put(DATA, &bytes);
-        assert_eq!(
-            rig.request(kind, 0, &[readable(DATA, bytes.len() as u32)])
-                .0,
-            status,
-            "{kind} {bytes:?}"
-        );
+        assert_eq!(rig.request(kind, 0, &[readable(DATA, bytes.len() as u32)]).0, status, "{kind} {bytes:?}");
     }
     let mut bytes = [0; 512];
     file.read_exact_at(&mut bytes, 512).unwrap();
@@ -310,10 +264,7 @@ fn a_read_only_file_makes_a_read_only_drive() {
 fn chains_without_a_place_for_the_status_are_dropped() {
     let (mut rig, _) = Rig::scratch();
     rig.write_header(READ, 0);
-    for chain in [
-        vec![readable(HEADER, 16)],
-        vec![readable(HEADER, 16), writable(STATUS, 0)],
-    ] {
+    for chain in [vec![readable(HEADER, 16)], vec![readable(HEADER, 16), writable(STATUS, 0)]] {
         let (used, status) = rig.raw(&chain);
         assert_eq!((used.len(), used[0].1, status), (1, 0, UNTOUCHED));
     }
@@ -323,15 +274,7 @@ fn chains_without_a_place_for_the_status_are_dropped() {
 fn a_short_header_is_an_io_error() {
     let (mut rig, _) = Rig::scratch();
     rig.write_header(READ, 0);
-    assert_eq!(
-        rig.raw(&[
-            readable(HEADER, 15),
-            writable(DATA, 512),
-            writable(STATUS, 1)
-        ])
-        .1,
-        IOERR
-    );
+    assert_eq!(rig.raw(&[readable(HEADER, 15), writable(DATA, 512), writable(STATUS, 1)]).1, IOERR);
     rig.write_header(READ, 0);
     assert_eq!(rig.raw(&[writable(STATUS, 1)]).1, IOERR);
 }
@@ -363,12 +306,7 @@ fn malformed_chains_are_given_back_untouched() {
         ("readable behind writable", readable(DATA, 512)),
     ] {
         rig.write_header(READ, 0);
-        let chain = [
-            readable(HEADER, 16),
-            writable(DATA, 512),
-            middle,
-            writable(STATUS, 1),
-        ];
+        let chain = [readable(HEADER, 16), writable(DATA, 512), middle, writable(STATUS, 1)];
         let (used, status) = rig.raw(&chain);
         assert_eq!((used.len(), used[0].1, status), (1, 0, UNTOUCHED), "{what}");
     }
@@ -378,19 +316,12 @@ fn malformed_chains_are_given_back_untouched() {
 fn loops_and_wild_indices_end() {
     let (mut rig, _) = Rig::scratch();
     rig.write_header(READ, 0);
-    let link = |buffer: Buffer| Buffer {
-        flags: buffer.flags | NEXT,
-        ..buffer
-    };
+    let link = |buffer: Buffer| Buffer { flags: buffer.flags | NEXT, ..buffer };
     // A descriptor that follows itself, two that follow each other, and one that leads out of the table.
-    rig.ring
-        .describe(&rig.ram, 40, link(readable(HEADER, 16)), 40);
-    rig.ring
-        .describe(&rig.ram, 41, link(readable(HEADER, 16)), 42);
-    rig.ring
-        .describe(&rig.ram, 42, link(readable(HEADER, 16)), 41);
-    rig.ring
-        .describe(&rig.ram, 43, link(readable(HEADER, 16)), 64);
+    rig.ring.describe(&rig.ram, 40, link(readable(HEADER, 16)), 40);
+    rig.ring.describe(&rig.ram, 41, link(readable(HEADER, 16)), 42);
+    rig.ring.describe(&rig.ram, 42, link(readable(HEADER, 16)), 41);
+    rig.ring.describe(&rig.ram, 43, link(readable(HEADER, 16)), 64);
     for head in [40, 41, 43] {
         rig.ring.offer(&rig.ram, head);
         assert_eq!(rig.process(), [(u32::from(head), 0)]);
@@ -402,15 +333,8 @@ fn loops_and_wild_indices_end() {
 fn indirect_tables() {
     let (mut rig, _) = Rig::scratch();
     let table = BUFFERS + 0x8000;
-    let link = |buffer: Buffer| Buffer {
-        flags: buffer.flags | NEXT,
-        ..buffer
-    };
-    let indirect = |address, len| Buffer {
-        address,
-        len,
-        flags: INDIRECT,
-    };
+    let link = |buffer: Buffer| Buffer { flags: buffer.flags | NEXT, ..buffer };
+    let indirect = |address, len| Buffer { address, len, flags: INDIRECT };
     Ring::descriptor(&rig.ram, table, 0, link(readable(HEADER, 16)), 1);
     Ring::descriptor(&rig.ram, table, 1, link(writable(DATA, 512)), 2);
     Ring::descriptor(&rig.ram, table, 2, writable(STATUS, 1), 0);
@@ -428,11 +352,7 @@ fn indirect_tables() {
     ] {
         rig.write_header(READ, 0);
         let (used, status) = rig.raw(&[bad]);
-        assert_eq!(
-            (used.len(), used[0].1, status),
-            (1, 0, UNTOUCHED),
-            "{bad:?}"
-        );
+        assert_eq!((used.len(), used[0].1, status), (1, 0, UNTOUCHED), "{bad:?}");
     }
 }
 
@@ -440,27 +360,14 @@ fn indirect_tables() {
 fn impossible_ring_indices_break_the_queue() {
     let (mut rig, _) = Rig::scratch();
     rig.ring.set_available(&rig.ram, 65);
-    let error = rig
-        .device
-        .process_next(&rig.ram, &mut rig.queue, 0)
-        .unwrap_err();
+    let error = rig.device.process_next(&rig.ram, &mut rig.queue, 0).unwrap_err();
     assert_eq!(error.queue, 0);
     let (mut rig, _) = Rig::scratch();
     rig.ring.offer(&rig.ram, 64);
-    assert!(
-        rig.device
-            .process_next(&rig.ram, &mut rig.queue, 0)
-            .is_err()
-    );
+    assert!(rig.device.process_next(&rig.ram, &mut rig.queue, 0).is_err());
     let (mut rig, _) = Rig::scratch();
-    rig.queue
-        .try_set_avail_ring_address(GuestAddress(HOLE))
-        .unwrap();
-    assert!(
-        rig.device
-            .process_next(&rig.ram, &mut rig.queue, 0)
-            .is_err()
-    );
+    rig.queue.try_set_avail_ring_address(GuestAddress(HOLE)).unwrap();
+    assert!(rig.device.process_next(&rig.ram, &mut rig.queue, 0).is_err());
 }
 
 #[test]
@@ -475,10 +382,7 @@ fn configuration_space() {
     assert_eq!(config[60..], [0; 196]);
     assert_eq!(rig.device.read_config(usize::MAX, 4), [0; 4]);
     let images = Rig::images(Arc::new(ImageDrive::new()));
-    assert_eq!(
-        images.device.read_config(0, 8),
-        (64_u64 << 31).to_le_bytes()
-    );
+    assert_eq!(images.device.read_config(0, 8), (64_u64 << 31).to_le_bytes());
     assert_eq!(images.device.read_config(36, 24), [0; 24]);
 }
 
@@ -486,34 +390,16 @@ fn configuration_space() {
 fn an_image_is_its_parts_one_after_the_other() {
     let drive = Arc::new(ImageDrive::new());
     // The second file is shorter than its part: the rest reads as zeros.
-    let parts = vec![
-        (file_of(&[1; 4096]), 4096),
-        (file_of(&[2; 5000]), 8192),
-        (file_of(&[3; 4096]), 4096),
-    ];
+    let parts = vec![(file_of(&[1; 4096]), 4096), (file_of(&[2; 5000]), 8192), (file_of(&[3; 4096]), 4096)];
     let extent = drive.map("a", parts).unwrap();
     assert_eq!((extent.start_sector, extent.sectors), (2048, 32));
     let mut rig = Rig::images(drive.clone());
     // From the sector before the image to the one behind it.
     assert_eq!(rig.request(READ, 2047, &[writable(DATA, 34 * 512)]).0, OK);
-    let expected = [
-        vec![0; 512],
-        vec![1; 4096],
-        vec![2; 5000],
-        vec![0; 3192],
-        vec![3; 4096],
-        vec![0; 512],
-    ]
-    .concat();
+    let expected = [vec![0; 512], vec![1; 4096], vec![2; 5000], vec![0; 3192], vec![3; 4096], vec![0; 512]].concat();
     assert_eq!(rig.get(DATA, 34 * 512), expected);
-    assert_eq!(
-        rig.request(WRITE_OUT, 2048, &[readable(DATA, 512)]).0,
-        IOERR
-    );
-    assert_eq!(
-        rig.request(READ, (64 << 31) - 1, &[writable(DATA, 512)]).0,
-        OK
-    );
+    assert_eq!(rig.request(WRITE_OUT, 2048, &[readable(DATA, 512)]).0, IOERR);
+    assert_eq!(rig.request(READ, (64 << 31) - 1, &[writable(DATA, 512)]).0, OK);
     assert_eq!(rig.request(READ, 64 << 31, &[writable(DATA, 512)]).0, IOERR);
     assert!(drive.unmap("a"));
     assert!(!drive.unmap("a"));
@@ -537,29 +423,16 @@ fn images_keep_their_place_and_places_are_used_once() {
 #[test]
 fn impossible_images_are_refused() {
     let drive = ImageDrive::new();
-    assert!(matches!(
-        drive.map("a", Vec::new()),
-        Err(ImageDriveError::NoParts { .. })
-    ));
+    assert!(matches!(drive.map("a", Vec::new()), Err(ImageDriveError::NoParts { .. })));
     for len in [0, 1, 4095, 4097] {
-        let error = drive
-            .map("a", vec![(file_of(&[]), 4096), (file_of(&[]), len)])
-            .unwrap_err();
+        let error = drive.map("a", vec![(file_of(&[]), 4096), (file_of(&[]), len)]).unwrap_err();
         assert!(matches!(error, ImageDriveError::PartLength { part: 1, len: l, .. } if l == len));
     }
     for len in [64 << 40, u64::MAX - 4095] {
-        let error = drive
-            .map("a", vec![(file_of(&[]), len), (file_of(&[]), len)])
-            .unwrap_err();
+        let error = drive.map("a", vec![(file_of(&[]), len), (file_of(&[]), len)]).unwrap_err();
         assert!(error.to_string().contains("new pod"), "{error}");
     }
-    assert_eq!(
-        drive
-            .map("a", vec![(file_of(&[]), 4096)])
-            .unwrap()
-            .start_sector,
-        2048
-    );
+    assert_eq!(drive.map("a", vec![(file_of(&[]), 4096)]).unwrap().start_sector, 2048);
 }
 
 #[test]
@@ -573,33 +446,13 @@ fn a_shared_seek_position_is_not_used() {
 
 /// Addresses that are mostly, but not always, in memory.
 fn any_address() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        0..REGIONS[2].0 + (5 << 20),
-        Just(HEADER),
-        Just(DATA),
-        Just(HOLE - 8),
-        any::<u64>()
-    ]
+    prop_oneof![0..REGIONS[2].0 + (5 << 20), Just(HEADER), Just(DATA), Just(HOLE - 8), any::<u64>()]
 }
 
 fn any_descriptor() -> impl Strategy<Value = (Buffer, u16)> {
-    let len = prop_oneof![
-        Just(16_u32),
-        Just(1),
-        Just(512),
-        0..70_000_u32,
-        any::<u32>()
-    ];
-    (any_address(), len, 0..8_u16, 0..66_u16).prop_map(|(address, len, flags, next)| {
-        (
-            Buffer {
-                address,
-                len,
-                flags,
-            },
-            next,
-        )
-    })
+    let len = prop_oneof![Just(16_u32), Just(1), Just(512), 0..70_000_u32, any::<u32>()];
+    (any_address(), len, 0..8_u16, 0..66_u16)
+        .prop_map(|(address, len, flags, next)| (Buffer { address, len, flags }, next))
 }
 
 proptest! {

@@ -43,16 +43,9 @@ fn kernel() -> Option<PathBuf> {
         return Some(path.into());
     }
     let home = PathBuf::from(std::env::var_os("HOME")?);
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map_or(home.join(".cache"), PathBuf::from)
-        .join("bulkhead");
-    let kernels = std::fs::read_dir(cache)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path().join("vmlinux"));
-    kernels
-        .filter(|path| path.is_file())
-        .max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or(home.join(".cache"), PathBuf::from).join("bulkhead");
+    let kernels = std::fs::read_dir(cache).ok()?.flatten().map(|entry| entry.path().join("vmlinux"));
+    kernels.filter(|path| path.is_file()).max_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok())
 }
 
 fn runs(program: &str) -> bool {
@@ -69,16 +62,7 @@ fn initramfs(directory: &Path) -> PathBuf {
     let init = directory.join("init");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/init.rs");
     let built = Command::new("rustc")
-        .args([
-            "--edition",
-            "2024",
-            "-O",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "panic=unwind",
-            "-o",
-        ])
+        .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "panic=unwind", "-o"])
         .arg(&init)
         .arg(source)
         .status()
@@ -87,25 +71,9 @@ fn initramfs(directory: &Path) -> PathBuf {
     let mut archive = Vec::new();
     let mut entry = |name: &str, mode: u32, device: (u32, u32), data: &[u8]| {
         let name_len = name.len() + 1;
-        let fields = [
-            0,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            data.len() as u32,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_len as u32,
-            0,
-        ];
+        let fields = [0, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, device.0, device.1, name_len as u32, 0];
         archive.extend(b"070701");
-        fields
-            .iter()
-            .for_each(|field| archive.extend(format!("{field:08x}").bytes()));
+        fields.iter().for_each(|field| archive.extend(format!("{field:08x}").bytes()));
         archive.extend(name.bytes().chain([0]));
         archive.resize(archive.len().next_multiple_of(4), 0);
         archive.extend(data);
@@ -146,35 +114,20 @@ fn image_drive(directory: &Path) -> (ImageDrive, u64) {
     }
     let drive = ImageDrive::new();
     let extent = drive.map("image", parts).unwrap();
-    assert_eq!(
-        (extent.start_sector, extent.sectors),
-        (2048, IMAGE_MIB * 2048)
-    );
+    assert_eq!((extent.start_sector, extent.sectors), (2048, IMAGE_MIB * 2048));
     (drive, sum)
 }
 
 fn serve_machine() -> Machine {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    let config = VsockConfig {
-        guest_cid: 3,
-        listen_path: Some(at("vsock")),
-        connect_timeout: Duration::from_secs(5),
-    };
+    let config = VsockConfig { guest_cid: 3, listen_path: Some(at("vsock")), connect_timeout: Duration::from_secs(5) };
     let (device, vsock) = VsockDevice::new(config).unwrap();
     let (drive, image_sum) = image_drive(directory.path());
-    let scratch = File::options()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .open(at("scratch"))
-        .unwrap();
+    let scratch = File::options().create_new(true).read(true).write(true).open(at("scratch")).unwrap();
     scratch.set_len(64 * MIB as u64).unwrap();
     let scratch = RawFile::new(scratch, FlushPolicy::Ephemeral).unwrap();
-    let block = |serial: &str| BlockConfig {
-        serial: serial.into(),
-        queues: 1,
-    };
+    let block = |serial: &str| BlockConfig { serial: serial.into(), queues: 1 };
     let blocks = [
         Arc::new(BlockDevice::new(Arc::new(drive), block("images"))),
         Arc::new(BlockDevice::new(Arc::new(scratch), block("scratch"))),
@@ -185,60 +138,25 @@ fn serve_machine() -> Machine {
         serve_block(blocks[0].clone(), listen("c1"), "images").unwrap(),
         serve_block(blocks[1].clone(), listen("c2"), "scratch").unwrap(),
     ];
-    Machine {
-        directory,
-        vsock,
-        servers,
-        image_sum,
-        blocks,
-    }
+    Machine { directory, vsock, servers, image_sum, blocks }
 }
 
 fn start(machine: &Machine, kernel: &Path, initramfs: &Path) -> Guest {
     let at = |name: &str| machine.directory.path().join(name);
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args([
-        "-M",
-        "microvm,acpi=off,rtc=on,pit=on,pic=on,memory-backend=mem",
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max",
-    ])
-    .args([
-        "-m",
-        "256",
-        "-object",
-        "memory-backend-memfd,id=mem,size=256M,share=on",
-    ])
-    .args([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-    ])
-    .args(["-global", "virtio-mmio.force-legacy=false", "-serial"])
-    .arg(format!("file:{}", at("console").display()))
-    .arg("-kernel")
-    .arg(kernel)
-    .arg("-initrd")
-    .arg(initramfs)
-    .args(["-append", "console=ttyS0 quiet reboot=t panic=-1"]);
-    for (index, device) in [
-        "vhost-user-vsock-device",
-        "vhost-user-blk",
-        "vhost-user-blk",
-    ]
-    .iter()
-    .enumerate()
-    {
-        qemu.arg("-chardev").arg(format!(
-            "socket,id=c{index},path={}",
-            at(&format!("c{index}")).display()
-        ));
-        qemu.arg("-device")
-            .arg(format!("{device},chardev=c{index}"));
+    qemu.args(["-M", "microvm,acpi=off,rtc=on,pit=on,pic=on,memory-backend=mem", "-accel", "tcg", "-cpu", "max"])
+        .args(["-m", "256", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-global", "virtio-mmio.force-legacy=false", "-serial"])
+        .arg(format!("file:{}", at("console").display()))
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs)
+        .args(["-append", "console=ttyS0 quiet reboot=t panic=-1"]);
+    for (index, device) in ["vhost-user-vsock-device", "vhost-user-blk", "vhost-user-blk"].iter().enumerate() {
+        qemu.arg("-chardev").arg(format!("socket,id=c{index},path={}", at(&format!("c{index}")).display()));
+        qemu.arg("-device").arg(format!("{device},chardev=c{index}"));
     }
     Guest(qemu.stdin(Stdio::null()).spawn().unwrap())
 }
@@ -261,6 +179,13 @@ fn read_line(stream: &mut UnixStream) -> String {
     String::from_utf8(line).unwrap()
 }
 
+/// Memory of this process that is neither the guest's nor a file's.
+fn anonymous_kib() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 fn round_trips(machine: &Machine) {
     let mut stream = connect(machine, 50);
     let mut times = Vec::new();
@@ -271,17 +196,12 @@ fn round_trips(machine: &Machine) {
         times.push(started.elapsed());
     }
     times.sort();
-    println!(
-        "vsock round trip: median {:?}, min {:?}, max {:?}",
-        times[1000], times[0], times[1999]
-    );
+    println!("vsock round trip: median {:?}, min {:?}, max {:?}", times[1000], times[0], times[1999]);
 }
 
 fn bulk(machine: &Machine) {
     let data: Vec<u8> = (0..32 * MIB).map(|at| (at % 253) as u8).collect();
-    let sum = data.iter().fold(0_u64, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
-    });
+    let sum = data.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     let started = Instant::now();
     let mut stream = connect(machine, 51);
     stream.write_all(&data).unwrap();
@@ -289,26 +209,15 @@ fn bulk(machine: &Machine) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, format!("{} {sum}", data.len()));
-    println!(
-        "vsock to the guest: {:.0} MiB/s",
-        32.0 / started.elapsed().as_secs_f64()
-    );
+    println!("vsock to the guest: {:.0} MiB/s", 32.0 / started.elapsed().as_secs_f64());
 
     let started = Instant::now();
     let mut stream = connect(machine, 52);
     let mut received = Vec::new();
     stream.read_to_end(&mut received).unwrap();
-    println!(
-        "vsock from the guest: {:.0} MiB/s",
-        32.0 / started.elapsed().as_secs_f64()
-    );
+    println!("vsock from the guest: {:.0} MiB/s", 32.0 / started.elapsed().as_secs_f64());
     assert_eq!(received.len(), 32 * MIB);
-    assert!(
-        received
-            .iter()
-            .enumerate()
-            .all(|(at, byte)| *byte == (at % MIB % 251) as u8)
-    );
+    assert!(received.iter().enumerate().all(|(at, byte)| *byte == (at % MIB % 251) as u8));
 }
 
 /// The guest's report, once it is ready to be used.
@@ -327,10 +236,7 @@ fn read_report(machine: &Machine, control: &mut UnixStream) -> String {
         // ECONNRESET
         "refused 104\n".into(),
     ] {
-        assert!(
-            report.contains(&expected),
-            "the guest did not report {expected:?}"
-        );
+        assert!(report.contains(&expected), "the guest did not report {expected:?}");
     }
     report
 }
@@ -338,11 +244,10 @@ fn read_report(machine: &Machine, control: &mut UnixStream) -> String {
 #[test]
 fn a_linux_guest_uses_drives_and_sockets() {
     let Some(kernel) = kernel().filter(|_| runs("qemu-system-x86_64") && runs("rustc")) else {
-        eprintln!(
-            "skipped: needs qemu-system-x86_64, rustc, and a guest kernel in BULKHEAD_TEST_KERNEL or the cache"
-        );
+        eprintln!("skipped: needs qemu-system-x86_64, rustc, and a guest kernel in BULKHEAD_TEST_KERNEL or the cache");
         return;
     };
+    let before = anonymous_kib();
     let machine = serve_machine();
     let initramfs = initramfs(machine.directory.path());
     let mut listener = machine.vsock.listen(1000).unwrap();
@@ -364,6 +269,7 @@ fn a_linux_guest_uses_drives_and_sockets() {
         );
     };
     println!("start to report: {:?}", started.elapsed());
+    println!("three devices hold {} KiB", anonymous_kib() - before);
     control.set_nonblocking(false).unwrap();
     read_report(&machine, &mut control);
     greeter.join().unwrap();
@@ -371,10 +277,7 @@ fn a_linux_guest_uses_drives_and_sockets() {
     bulk(&machine);
     let mut refused = UnixStream::connect(machine.directory.path().join("vsock")).unwrap();
     refused.write_all(b"CONNECT 60\n").unwrap();
-    assert_eq!(
-        read_line(&mut refused),
-        "ERR the guest refused the connection\n"
-    );
+    assert_eq!(read_line(&mut refused), "ERR the guest refused the connection\n");
     assert!(machine.vsock.connect_blocking(61).is_err());
     let mut echo = machine.vsock.connect_blocking(50).unwrap();
     echo.set_nonblocking(false).unwrap();
@@ -383,9 +286,7 @@ fn a_linux_guest_uses_drives_and_sockets() {
     echo.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"handle");
     let [images, scratch] = machine.blocks.each_ref().map(|block| block.counters());
-    assert!(
-        images.read_bytes() >= IMAGE_MIB * MIB as u64 && scratch.written_bytes() >= 32 * MIB as u64
-    );
+    assert!(images.read_bytes() >= IMAGE_MIB * MIB as u64 && scratch.written_bytes() >= 32 * MIB as u64);
 
     drop(control);
     assert!(guest.0.wait().unwrap().success());

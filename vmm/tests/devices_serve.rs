@@ -20,29 +20,15 @@ struct Served {
 fn serve() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let listen_path = Some(directory.path().join("vsock"));
-    let config = VsockConfig {
-        guest_cid: 3,
-        listen_path,
-        connect_timeout: Duration::from_secs(60),
-    };
+    let config = VsockConfig { guest_cid: 3, listen_path, connect_timeout: Duration::from_secs(60) };
     let (device, vsock) = VsockDevice::new(config).unwrap();
-    let block = BlockDevice::new(
-        Arc::new(ImageDrive::new()),
-        BlockConfig {
-            serial: "images".into(),
-            queues: 2,
-        },
-    );
+    let block = BlockDevice::new(Arc::new(ImageDrive::new()), BlockConfig { serial: "images".into(), queues: 2 });
     let listen = |name: &str| UnixListener::bind(directory.path().join(name)).unwrap();
     let servers = [
         serve_vsock(device, listen("c0"), "vsock").unwrap(),
         serve_block(Arc::new(block), listen("c1"), "images").unwrap(),
     ];
-    Served {
-        directory,
-        vsock,
-        servers,
-    }
+    Served { directory, vsock, servers }
 }
 
 impl Served {
@@ -88,12 +74,7 @@ fn a_front_end_that_leaves_at_once() {
 
 #[test]
 fn a_front_end_that_talks_nonsense() {
-    for bytes in [
-        vec![0xff; 300],
-        vec![0; 300],
-        b"GET / HTTP/1.0\r\n\r\n".to_vec(),
-        vec![1],
-    ] {
+    for bytes in [vec![0xff; 300], vec![0; 300], b"GET / HTTP/1.0\r\n\r\n".to_vec(), vec![1]] {
         let served = serve();
         for path in served.sockets() {
             let mut front_end = UnixStream::connect(path).unwrap();

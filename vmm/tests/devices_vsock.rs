@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use bulkhead_vmm::devices::vsock::BUF_ALLOC;
 use driver::vsock::{
-    CREDIT_REQUEST, CREDIT_UPDATE, GUEST_CID, Packet, REQUEST, RESPONSE, RST, RW, Rig, SHUTDOWN,
-    ops, payload, read_available, read_line,
+    CREDIT_REQUEST, CREDIT_UPDATE, GUEST_CID, Packet, REQUEST, RESPONSE, RST, RW, Rig, SHUTDOWN, ops, payload,
+    read_available, read_line,
 };
 use driver::{BUFFERS, Buffer, HOLE, NEXT, Ring, readable, writable};
 use proptest::prelude::*;
@@ -21,10 +21,7 @@ const RECEIVE: u32 = 1;
 const SEND: u32 = 2;
 
 fn shutdown(guest_port: u32, host_port: u32, flags: u32) -> Packet {
-    Packet {
-        flags,
-        ..Packet::new(SHUTDOWN, guest_port, host_port)
-    }
+    Packet { flags, ..Packet::new(SHUTDOWN, guest_port, host_port) }
 }
 
 #[test]
@@ -35,22 +32,10 @@ fn the_guest_reaches_an_in_process_listener() {
     assert_eq!(read_available(&mut stream), b"from the guest");
     stream.write_all(b"from the host").unwrap();
     let packets = rig.run();
-    assert_eq!(
-        (ops(&packets), payload(&packets)),
-        (vec![RW], b"from the host".to_vec())
-    );
-    assert_eq!(
-        (packets[0].src_cid, packets[0].dst_cid, packets[0].kind),
-        (2, GUEST_CID, 1)
-    );
+    assert_eq!((ops(&packets), payload(&packets)), (vec![RW], b"from the host".to_vec()));
+    assert_eq!((packets[0].src_cid, packets[0].dst_cid, packets[0].kind), (2, GUEST_CID, 1));
     assert_eq!((packets[0].fwd_cnt, packets[0].buf_alloc), (14, BUF_ALLOC));
-    assert_eq!(
-        (
-            rig.handle.counters().from_guest_bytes(),
-            rig.handle.counters().to_guest_bytes()
-        ),
-        (14, 13)
-    );
+    assert_eq!((rig.handle.counters().from_guest_bytes(), rig.handle.counters().to_guest_bytes()), (14, 13));
 }
 
 #[test]
@@ -70,15 +55,7 @@ fn nobody_listens() {
     let mut rig = Rig::new();
     let answer = rig.send(&Packet::new(REQUEST, 1000, 7));
     assert_eq!(ops(&answer), [RST]);
-    assert_eq!(
-        (
-            answer[0].src_cid,
-            answer[0].dst_cid,
-            answer[0].src_port,
-            answer[0].dst_port
-        ),
-        (2, GUEST_CID, 7, 1000)
-    );
+    assert_eq!((answer[0].src_cid, answer[0].dst_cid, answer[0].src_port, answer[0].dst_port), (2, GUEST_CID, 7, 1000));
     drop(rig.handle.listen(8).unwrap());
     assert_eq!(ops(&rig.send(&Packet::new(REQUEST, 1000, 8))), [RST]);
     assert_eq!(rig.device.connections(), 0);
@@ -88,10 +65,7 @@ fn nobody_listens() {
 fn a_port_has_one_listener_at_a_time() {
     let rig = Rig::new();
     let listener = rig.handle.listen(7).unwrap();
-    assert_eq!(
-        rig.handle.listen(7).unwrap_err().kind(),
-        ErrorKind::AddrInUse
-    );
+    assert_eq!(rig.handle.listen(7).unwrap_err().kind(), ErrorKind::AddrInUse);
     drop(listener);
     rig.handle.listen(7).unwrap();
 }
@@ -100,9 +74,7 @@ fn a_port_has_one_listener_at_a_time() {
 fn a_listener_that_does_not_accept_refuses_in_the_end() {
     let mut rig = Rig::new();
     let listener = rig.handle.listen(7).unwrap();
-    let answers: Vec<u16> = (0..200)
-        .flat_map(|port| ops(&rig.send(&Packet::new(REQUEST, port, 7))))
-        .collect();
+    let answers: Vec<u16> = (0..200).flat_map(|port| ops(&rig.send(&Packet::new(REQUEST, port, 7)))).collect();
     assert_eq!(answers.iter().filter(|op| **op == RESPONSE).count(), 128);
     assert_eq!(answers.iter().filter(|op| **op == RST).count(), 72);
     drop(listener);
@@ -137,20 +109,10 @@ fn a_first_line_may_come_in_pieces() {
 #[test]
 fn bad_first_lines_are_told_so() {
     let mut rig = Rig::new();
-    for line in [
-        "HELLO\n",
-        "CONNECT x\n",
-        "CONNECT 4294967296\n",
-        "CONNECT 000000000000000000000000000000001",
-        "\n",
-    ] {
+    for line in ["HELLO\n", "CONNECT x\n", "CONNECT 4294967296\n", "CONNECT 000000000000000000000000000000001", "\n"] {
         let mut client = rig.client(line);
         assert_eq!(rig.run(), []);
-        assert_eq!(
-            read_line(&mut client),
-            "ERR expected CONNECT <port>\n",
-            "{line}"
-        );
+        assert_eq!(read_line(&mut client), "ERR expected CONNECT <port>\n", "{line}");
         assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
     }
     drop(rig.client("CONN"));
@@ -164,32 +126,21 @@ fn a_guest_that_refuses_or_does_not_answer() {
     let mut client = rig.client("CONNECT 52\n");
     let request = rig.wait(|packets| packets.into_iter().next());
     assert_eq!(rig.send(&Packet::new(RST, 52, request.src_port)), []);
-    assert_eq!(
-        read_line(&mut client),
-        "ERR the guest refused the connection\n"
-    );
+    assert_eq!(read_line(&mut client), "ERR the guest refused the connection\n");
     let mut client = rig.client("CONNECT 52\n");
     let request = rig.wait(|packets| packets.into_iter().next());
     // The answer that comes too late is refused in turn.
     let reset = rig.wait(|packets| packets.into_iter().next());
     assert_eq!((reset.op, reset.src_port), (RST, request.src_port));
-    assert_eq!(
-        read_line(&mut client),
-        "ERR the guest did not answer in time\n"
-    );
-    assert_eq!(
-        ops(&rig.send(&Packet::new(RESPONSE, 52, request.src_port))),
-        [RST]
-    );
+    assert_eq!(read_line(&mut client), "ERR the guest did not answer in time\n");
+    assert_eq!(ops(&rig.send(&Packet::new(RESPONSE, 52, request.src_port))), [RST]);
     assert_eq!(rig.device.connections(), 0);
 }
 
 #[test]
 fn a_handle_connects() {
     let mut rig = Rig::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let connecting = rig.handle.connect(9);
     let request = rig.wait(|packets| packets.into_iter().next());
     rig.send(&Packet::new(RESPONSE, 9, request.src_port));
@@ -199,24 +150,15 @@ fn a_handle_connects() {
     let connecting = rig.handle.connect(9);
     let request = rig.wait(|packets| packets.into_iter().next());
     rig.send(&Packet::new(RST, 9, request.src_port));
-    assert_eq!(
-        runtime.block_on(connecting).unwrap_err().kind(),
-        ErrorKind::ConnectionRefused
-    );
+    assert_eq!(runtime.block_on(connecting).unwrap_err().kind(), ErrorKind::ConnectionRefused);
     let connecting = rig.handle.connect(9);
     rig.wait(|packets| packets.iter().any(|packet| packet.op == RST).then_some(()));
-    assert_eq!(
-        runtime.block_on(connecting).unwrap_err().kind(),
-        ErrorKind::TimedOut
-    );
+    assert_eq!(runtime.block_on(connecting).unwrap_err().kind(), ErrorKind::TimedOut);
     // Nobody waits any more: what the guest accepts is reset.
     let connecting = rig.handle.connect(9);
     let request = rig.wait(|packets| packets.into_iter().next());
     drop(connecting);
-    assert_eq!(
-        ops(&rig.send(&Packet::new(RESPONSE, 9, request.src_port))),
-        [RST]
-    );
+    assert_eq!(ops(&rig.send(&Packet::new(RESPONSE, 9, request.src_port))), [RST]);
 }
 
 #[test]
@@ -237,10 +179,7 @@ fn send_all_credit(rig: &mut Rig, guest_port: u32, host_port: u32, sent: &mut Ve
     let (mut allowed, mut fwd_cnt) = (0_u32, 0);
     loop {
         let answer = rig.send(&Packet::new(CREDIT_REQUEST, guest_port, host_port));
-        let update = answer
-            .iter()
-            .rfind(|packet| packet.op == CREDIT_UPDATE)
-            .unwrap();
+        let update = answer.iter().rfind(|packet| packet.op == CREDIT_UPDATE).unwrap();
         if update.fwd_cnt == fwd_cnt && allowed != 0 {
             return fwd_cnt;
         }
@@ -249,9 +188,7 @@ fn send_all_credit(rig: &mut Rig, guest_port: u32, host_port: u32, sent: &mut Ve
         let mut left = allowed as usize;
         while left > 0 {
             let take = left.min(60_000);
-            let bytes: Vec<u8> = (sent.len()..sent.len() + take)
-                .map(|at| (at % 251) as u8)
-                .collect();
+            let bytes: Vec<u8> = (sent.len()..sent.len() + take).map(|at| (at % 251) as u8).collect();
             let answer = rig.send(&Packet::data(guest_port, host_port, &bytes));
             assert!(!ops(&answer).contains(&RST));
             sent.extend(bytes);
@@ -273,17 +210,10 @@ fn a_stalled_reader_stops_the_guest_at_its_credit_and_loses_nothing() {
     let mut updates = 0;
     while received.len() < sent.len() {
         received.extend(read_available(&mut stream));
-        updates += rig
-            .run()
-            .iter()
-            .filter(|packet| packet.op == CREDIT_UPDATE)
-            .count();
+        updates += rig.run().iter().filter(|packet| packet.op == CREDIT_UPDATE).count();
     }
     assert!(received == sent);
-    assert!(
-        updates > 0,
-        "the guest was not told that there is room again"
-    );
+    assert!(updates > 0, "the guest was not told that there is room again");
     rig.send(&Packet::data(1000, 7, b"more"));
     assert_eq!(read_available(&mut stream), b"more");
 }
@@ -303,10 +233,7 @@ fn a_byte_beyond_the_credit_is_a_reset() {
 fn the_guests_credit_stops_the_host() {
     let mut rig = Rig::new();
     let mut listener = rig.handle.listen(7).unwrap();
-    rig.send(&Packet {
-        buf_alloc: 5000,
-        ..Packet::new(REQUEST, 1000, 7)
-    });
+    rig.send(&Packet { buf_alloc: 5000, ..Packet::new(REQUEST, 1000, 7) });
     let mut stream = listener.try_recv().unwrap();
     let data: Vec<u8> = (0..20_000_u32).map(|at| at as u8).collect();
     stream.write_all(&data).unwrap();
@@ -314,26 +241,11 @@ fn the_guests_credit_stops_the_host() {
     assert_eq!(payload(&packets), data[..5000]);
     assert_eq!(packets.last().unwrap().op, CREDIT_REQUEST);
     assert!(!rig.poll(Duration::ZERO));
-    let packets = rig.send(&Packet {
-        buf_alloc: 5000,
-        fwd_cnt: 1,
-        ..Packet::new(CREDIT_UPDATE, 1000, 7)
-    });
+    let packets = rig.send(&Packet { buf_alloc: 5000, fwd_cnt: 1, ..Packet::new(CREDIT_UPDATE, 1000, 7) });
     assert_eq!(payload(&packets), data[5000..5001]);
     // A smaller buffer than what is in flight means no credit, not a negative one.
-    assert_eq!(
-        rig.send(&Packet {
-            buf_alloc: 10,
-            fwd_cnt: 2,
-            ..Packet::new(CREDIT_UPDATE, 1000, 7)
-        }),
-        []
-    );
-    let packets = rig.send(&Packet {
-        buf_alloc: u32::MAX,
-        fwd_cnt: 5001,
-        ..Packet::new(CREDIT_UPDATE, 1000, 7)
-    });
+    assert_eq!(rig.send(&Packet { buf_alloc: 10, fwd_cnt: 2, ..Packet::new(CREDIT_UPDATE, 1000, 7) }), []);
+    let packets = rig.send(&Packet { buf_alloc: u32::MAX, fwd_cnt: 5001, ..Packet::new(CREDIT_UPDATE, 1000, 7) });
     assert_eq!(payload(&packets), data[5001..]);
 }
 
@@ -344,20 +256,8 @@ fn credit_that_goes_back_or_ahead_is_a_reset() {
         let mut stream = rig.guest_connects(1000, 7);
         stream.write_all(&[1; 1000]).unwrap();
         assert_eq!(payload(&rig.run()).len(), 1000);
-        assert_eq!(
-            rig.send(&Packet {
-                fwd_cnt: first,
-                ..Packet::new(CREDIT_UPDATE, 1000, 7)
-            }),
-            []
-        );
-        assert_eq!(
-            ops(&rig.send(&Packet {
-                fwd_cnt: second,
-                ..Packet::new(CREDIT_UPDATE, 1000, 7)
-            })),
-            [RST]
-        );
+        assert_eq!(rig.send(&Packet { fwd_cnt: first, ..Packet::new(CREDIT_UPDATE, 1000, 7) }), []);
+        assert_eq!(ops(&rig.send(&Packet { fwd_cnt: second, ..Packet::new(CREDIT_UPDATE, 1000, 7) })), [RST]);
         assert_eq!(rig.device.connections(), 0);
     }
 }
@@ -384,10 +284,7 @@ fn a_guest_that_receives_no_more_can_still_send() {
     let mut rig = Rig::new();
     let mut stream = rig.guest_connects(1000, 7);
     assert_eq!(rig.send(&shutdown(1000, 7, RECEIVE)), []);
-    assert_eq!(
-        stream.write_all(b"x").unwrap_err().kind(),
-        ErrorKind::BrokenPipe
-    );
+    assert_eq!(stream.write_all(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
     assert_eq!(rig.send(&Packet::data(1000, 7, b"news")), []);
     assert_eq!(read_available(&mut stream), b"news");
     // The host leaves: so the guest has nobody left to send to.
@@ -411,10 +308,7 @@ fn the_host_closes_one_direction_then_the_other() {
     stream.write_all(b"request").unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
     let packets = rig.run();
-    assert_eq!(
-        (ops(&packets), payload(&packets)),
-        (vec![RW, SHUTDOWN], b"request".to_vec())
-    );
+    assert_eq!((ops(&packets), payload(&packets)), (vec![RW, SHUTDOWN], b"request".to_vec()));
     assert_eq!(packets[1].flags, SEND);
     assert_eq!(rig.send(&Packet::data(1000, 7, b"answer")), []);
     assert_eq!(read_available_stream(&mut stream), b"answer");
@@ -448,11 +342,7 @@ fn bytes_for_a_host_that_left_are_dropped() {
     drop(rig.guest_connects(1000, 7));
     let packets = rig.send(&Packet::data(1000, 7, &[0; 1000]));
     assert!(!ops(&packets).contains(&RST));
-    assert!(
-        packets
-            .iter()
-            .any(|packet| packet.op == SHUTDOWN && packet.flags == SEND | RECEIVE)
-    );
+    assert!(packets.iter().any(|packet| packet.op == SHUTDOWN && packet.flags == SEND | RECEIVE));
 }
 
 #[test]
@@ -489,12 +379,7 @@ fn a_guest_that_is_gone_ends_everything() {
     let mut greeting = rig.client("CONN");
     let handle = rig.handle.clone();
     let connecting = handle.connect(6);
-    rig.wait(|packets| {
-        packets
-            .iter()
-            .any(|packet| packet.op == REQUEST)
-            .then_some(())
-    });
+    rig.wait(|packets| packets.iter().any(|packet| packet.op == REQUEST).then_some(()));
     rig.run();
     rig.device.disconnect();
     stream.set_nonblocking(false).unwrap();
@@ -502,21 +387,10 @@ fn a_guest_that_is_gone_ends_everything() {
     assert_eq!(read_line(&mut waiting), "ERR the guest is gone\n");
     assert_eq!(read_line(&mut greeting), "ERR the guest is gone\n");
     assert!(listener.blocking_recv().is_none());
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap();
-    assert_eq!(
-        runtime.block_on(connecting).unwrap_err().kind(),
-        ErrorKind::NotConnected
-    );
-    assert_eq!(
-        handle.connect_blocking(6).unwrap_err().kind(),
-        ErrorKind::NotConnected
-    );
-    assert_eq!(
-        handle.listen(9).unwrap_err().kind(),
-        ErrorKind::NotConnected
-    );
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(connecting).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(handle.connect_blocking(6).unwrap_err().kind(), ErrorKind::NotConnected);
+    assert_eq!(handle.listen(9).unwrap_err().kind(), ErrorKind::NotConnected);
     assert!(!rig.directory.path().join("vsock").exists());
     assert!(rig.device.is_drained());
 }
@@ -550,11 +424,7 @@ fn a_restored_guest_is_told_that_its_connections_are_gone() {
     assert!(rig.device.process_event(&rig.ram, &mut queue).unwrap());
     assert!(!rig.device.process_event(&rig.ram, &mut queue).unwrap());
     assert_eq!(
-        [
-            events.used(&rig.ram),
-            events.used(&rig.ram),
-            events.used(&rig.ram)
-        ],
+        [events.used(&rig.ram), events.used(&rig.ram), events.used(&rig.ram)],
         [Some((0, 0)), Some((1, 4)), None]
     );
     assert_eq!(rig.ram.read_obj::<u32>(GuestAddress(at)).unwrap(), 0);
@@ -564,43 +434,15 @@ fn a_restored_guest_is_told_that_its_connections_are_gone() {
 fn packets_that_make_no_sense() {
     let mut rig = Rig::new();
     // Nobody is told about packets from somebody else, nor about resets.
-    assert_eq!(
-        rig.send(&Packet {
-            src_cid: 4,
-            ..Packet::new(REQUEST, 1, 7)
-        }),
-        []
-    );
+    assert_eq!(rig.send(&Packet { src_cid: 4, ..Packet::new(REQUEST, 1, 7) }), []);
     assert_eq!(rig.send(&Packet::new(RST, 1, 7)), []);
-    assert_eq!(
-        ops(&rig.send(&Packet {
-            dst_cid: 9,
-            ..Packet::new(REQUEST, 1, 7)
-        })),
-        [RST]
-    );
+    assert_eq!(ops(&rig.send(&Packet { dst_cid: 9, ..Packet::new(REQUEST, 1, 7) })), [RST]);
     for kind in [0, 2, 3, u16::MAX] {
-        let answer = rig.send(&Packet {
-            kind,
-            ..Packet::new(REQUEST, 1, 7)
-        });
+        let answer = rig.send(&Packet { kind, ..Packet::new(REQUEST, 1, 7) });
         assert_eq!((answer[0].op, answer[0].kind), (RST, kind));
     }
-    for op in [
-        0,
-        RESPONSE,
-        SHUTDOWN,
-        RW,
-        CREDIT_UPDATE,
-        CREDIT_REQUEST,
-        8,
-        u16::MAX,
-    ] {
-        assert_eq!(
-            ops(&rig.send(&Packet::new(op, 1, 7))),
-            [RST],
-            "operation {op}"
-        );
+    for op in [0, RESPONSE, SHUTDOWN, RW, CREDIT_UPDATE, CREDIT_REQUEST, 8, u16::MAX] {
+        assert_eq!(ops(&rig.send(&Packet::new(op, 1, 7))), [RST], "operation {op}");
     }
 }
 
@@ -609,33 +451,19 @@ fn packets_that_break_a_connection() {
     for op in [0, REQUEST, RESPONSE, 8, u16::MAX] {
         let mut rig = Rig::new();
         let mut stream = rig.guest_connects(1000, 7);
-        assert_eq!(
-            ops(&rig.send(&Packet::new(op, 1000, 7))),
-            [RST],
-            "operation {op}"
-        );
+        assert_eq!(ops(&rig.send(&Packet::new(op, 1000, 7))), [RST], "operation {op}");
         stream.set_nonblocking(false).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     }
     for len in [6, u32::MAX, 1 << 31] {
         let mut rig = Rig::new();
         let _stream = rig.guest_connects(1000, 7);
-        assert_eq!(
-            ops(&rig.send(&Packet {
-                len,
-                ..Packet::data(1000, 7, b"short")
-            })),
-            [RST],
-            "{len} bytes"
-        );
+        assert_eq!(ops(&rig.send(&Packet { len, ..Packet::data(1000, 7, b"short") })), [RST], "{len} bytes");
     }
     let mut rig = Rig::new();
     let mut client = rig.client("CONNECT 52\n");
     let request = rig.wait(|packets| packets.into_iter().next());
-    assert_eq!(
-        ops(&rig.send(&Packet::data(52, request.src_port, b"x"))),
-        [RST]
-    );
+    assert_eq!(ops(&rig.send(&Packet::data(52, request.src_port, b"x"))), [RST]);
     assert_eq!(read_line(&mut client), "ERR the guest broke the protocol\n");
 }
 
@@ -643,25 +471,10 @@ fn packets_that_break_a_connection() {
 fn a_packet_may_be_shorter_than_its_buffers_and_in_many_pieces() {
     let mut rig = Rig::new();
     let mut stream = rig.guest_connects(1000, 7);
-    let packet = Packet {
-        len: 3,
-        ..Packet::data(1000, 7, b"abcdef")
-    };
+    let packet = Packet { len: 3, ..Packet::data(1000, 7, b"abcdef") };
     let at = 7 << 20;
-    rig.ram
-        .write_slice(
-            &[&packet.header()[..], &packet.payload].concat(),
-            GuestAddress(at),
-        )
-        .unwrap();
-    rig.tx.submit(
-        &rig.ram,
-        &[
-            readable(at, 10),
-            readable(at + 10, 35),
-            readable(at + 45, 5),
-        ],
-    );
+    rig.ram.write_slice(&[&packet.header()[..], &packet.payload].concat(), GuestAddress(at)).unwrap();
+    rig.tx.submit(&rig.ram, &[readable(at, 10), readable(at + 10, 35), readable(at + 45, 5)]);
     assert_eq!(rig.run(), []);
     assert_eq!(read_available(&mut stream), b"abc");
 }
@@ -671,12 +484,7 @@ fn malformed_chains_are_given_back() {
     let mut rig = Rig::new();
     let _stream = rig.guest_connects(1000, 7);
     let at = 7 << 20;
-    rig.ram
-        .write_slice(
-            &Packet::new(CREDIT_REQUEST, 1000, 7).header(),
-            GuestAddress(at),
-        )
-        .unwrap();
+    rig.ram.write_slice(&Packet::new(CREDIT_REQUEST, 1000, 7).header(), GuestAddress(at)).unwrap();
     for chain in [
         vec![readable(at, 43)],
         vec![writable(at, 44)],
@@ -690,15 +498,7 @@ fn malformed_chains_are_given_back() {
         assert!(rig.tx.used(&rig.ram).is_some(), "{chain:?}");
         assert_eq!(rig.run(), []);
     }
-    rig.tx.describe(
-        &rig.ram,
-        99,
-        Buffer {
-            flags: NEXT,
-            ..readable(at, 44)
-        },
-        99,
-    );
+    rig.tx.describe(&rig.ram, 99, Buffer { flags: NEXT, ..readable(at, 44) }, 99);
     rig.tx.offer(&rig.ram, 99);
     assert_eq!(rig.run(), []);
     rig.tx.set_available(&rig.ram, 30_000);
@@ -728,9 +528,7 @@ fn useless_receive_buffers_are_given_back() {
     }
     rig.device.process_host();
     rig.device.process_rx(&rig.ram, &mut rig.rx_queue).unwrap();
-    let lens: Vec<u32> = std::iter::from_fn(|| rig.rx.used(&rig.ram))
-        .map(|(_, len)| len)
-        .collect();
+    let lens: Vec<u32> = std::iter::from_fn(|| rig.rx.used(&rig.ram)).map(|(_, len)| len).collect();
     assert_eq!(lens, [0, 0, 0, 44, 0]);
     rig.give_buffer(10);
     assert_eq!(payload(&rig.run()), b"data");
@@ -754,10 +552,7 @@ fn a_flood_waits_until_the_guest_takes_the_answers() {
         rig.give_buffer(slot);
     }
     let answers = rig.run();
-    assert_eq!(
-        answers.iter().filter(|packet| packet.op == RST).count(),
-        300
-    );
+    assert_eq!(answers.iter().filter(|packet| packet.op == RST).count(), 300);
     assert!(!rig.device.has_more_work());
 }
 
@@ -767,25 +562,14 @@ fn connections_beyond_the_limit_are_refused() {
     let listener = UnixListener::bind(rig.directory.path().join("vsock_7")).unwrap();
     let mut accepted = Vec::new();
     for port in 0..4096 {
-        assert_eq!(
-            ops(&rig.send(&Packet::new(REQUEST, port, 7))),
-            [RESPONSE],
-            "connection {port}"
-        );
+        assert_eq!(ops(&rig.send(&Packet::new(REQUEST, port, 7))), [RESPONSE], "connection {port}");
         accepted.push(listener.accept().unwrap().0);
     }
     assert_eq!(ops(&rig.send(&Packet::new(REQUEST, 4096, 7))), [RST]);
     let mut client = rig.client("CONNECT 5\n");
     rig.run();
     assert_eq!(read_line(&mut client), "ERR too many connections\n");
-    assert_eq!(
-        rig.handle
-            .connect(5)
-            .into_blocking(&mut rig)
-            .unwrap_err()
-            .kind(),
-        ErrorKind::QuotaExceeded
-    );
+    assert_eq!(rig.handle.connect(5).into_blocking(&mut rig).unwrap_err().kind(), ErrorKind::QuotaExceeded);
     assert_eq!(rig.send(&Packet::new(RST, 0, 7)), []);
     assert_eq!(ops(&rig.send(&Packet::new(REQUEST, 4096, 7))), [RESPONSE]);
 }
@@ -797,9 +581,7 @@ trait IntoBlocking<T> {
 
 impl<T, F: Future<Output = T>> IntoBlocking<T> for F {
     fn into_blocking(self, rig: &mut Rig) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         rig.run();
         runtime.block_on(self)
     }
@@ -808,56 +590,34 @@ impl<T, F: Future<Output = T>> IntoBlocking<T> for F {
 #[test]
 fn a_thousand_connections_carry_their_own_bytes() {
     let mut rig = Rig::new();
-    let mut streams: Vec<UnixStream> = (0..1000)
-        .map(|port| rig.guest_connects(port, 10_000 + port))
-        .collect();
+    let mut streams: Vec<UnixStream> = (0..1000).map(|port| rig.guest_connects(port, 10_000 + port)).collect();
     for (port, stream) in (0_u32..).zip(&mut streams) {
-        rig.queue_packet(&Packet::data(
-            port,
-            10_000 + port,
-            format!("to the host {port}").as_bytes(),
-        ));
-        stream
-            .write_all(format!("to the guest {port}").as_bytes())
-            .unwrap();
+        rig.queue_packet(&Packet::data(port, 10_000 + port, format!("to the host {port}").as_bytes()));
+        stream.write_all(format!("to the guest {port}").as_bytes()).unwrap();
         if port % 16 == 0 {
             check_echo(&rig.run());
         }
     }
     check_echo(&rig.run());
     for (port, stream) in streams.iter_mut().enumerate() {
-        assert_eq!(
-            read_available(stream),
-            format!("to the host {port}").as_bytes()
-        );
+        assert_eq!(read_available(stream), format!("to the host {port}").as_bytes());
     }
     assert_eq!(
         rig.handle.counters().to_guest_bytes(),
-        (0..1000)
-            .map(|port| format!("to the guest {port}").len() as u64)
-            .sum::<u64>()
+        (0..1000).map(|port| format!("to the guest {port}").len() as u64).sum::<u64>()
     );
     drop(streams);
     let closed = rig.run();
-    assert_eq!(
-        closed.iter().filter(|packet| packet.op == SHUTDOWN).count(),
-        1000
-    );
+    assert_eq!(closed.iter().filter(|packet| packet.op == SHUTDOWN).count(), 1000);
     for packet in closed {
-        assert_eq!(
-            rig.send(&Packet::new(RST, packet.dst_port, packet.src_port)),
-            []
-        );
+        assert_eq!(rig.send(&Packet::new(RST, packet.dst_port, packet.src_port)), []);
     }
     assert_eq!(rig.device.connections(), 0);
 }
 
 fn check_echo(packets: &[Packet]) {
     for packet in packets {
-        assert_eq!(
-            packet.payload,
-            format!("to the guest {}", packet.dst_port).as_bytes()
-        );
+        assert_eq!(packet.payload, format!("to the guest {}", packet.dst_port).as_bytes());
     }
 }
 
@@ -880,13 +640,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         prop_oneof![Just(0_u32), 0..500_u32],
     )
         .prop_map(|(op, guest_port, host_port, flags, kind, len, fwd_cnt)| {
-            Step::Packet(Packet {
-                op,
-                flags,
-                kind,
-                fwd_cnt,
-                ..Packet::data(guest_port, host_port, &vec![1; len])
-            })
+            Step::Packet(Packet { op, flags, kind, fwd_cnt, ..Packet::data(guest_port, host_port, &vec![1; len]) })
         });
     prop_oneof![8 => packet, 2 => (1..3000_usize).prop_map(Step::HostWrites), 1 => Just(Step::HostReads), 1 => Just(Step::HostCloses)]
 }

@@ -7,9 +7,7 @@ mod driver;
 use std::fs::File;
 use std::sync::{Arc, LazyLock};
 
-use bulkhead_vmm::devices::block::{
-    BlockConfig, BlockDevice, FlushPolicy, ImageDrive, Progress, RawFile,
-};
+use bulkhead_vmm::devices::block::{BlockConfig, BlockDevice, FlushPolicy, ImageDrive, Progress, RawFile};
 use driver::{BUFFERS, Buffer, HOLE, Ring};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
@@ -32,27 +30,13 @@ impl Input<'_> {
 }
 
 fn device(choice: u8) -> BlockDevice {
-    let config = BlockConfig {
-        serial: "fuzz".into(),
-        queues: 1,
-    };
+    let config = BlockConfig { serial: "fuzz".into(), queues: 1 };
     if choice & 1 == 0 {
         let file = FILE.try_clone().unwrap();
-        return BlockDevice::new(
-            Arc::new(RawFile::new(file, FlushPolicy::Ephemeral).unwrap()),
-            config,
-        );
+        return BlockDevice::new(Arc::new(RawFile::new(file, FlushPolicy::Ephemeral).unwrap()), config);
     }
     let drive = ImageDrive::new();
-    drive
-        .map(
-            "a",
-            vec![
-                (FILE.try_clone().unwrap(), 4096),
-                (FILE.try_clone().unwrap(), 2 << 20),
-            ],
-        )
-        .unwrap();
+    drive.map("a", vec![(FILE.try_clone().unwrap(), 4096), (FILE.try_clone().unwrap(), 2 << 20)]).unwrap();
     BlockDevice::new(Arc::new(drive), config)
 }
 
@@ -74,8 +58,7 @@ fn run(bytes: &[u8]) -> Option<()> {
     let mut queue = ring.queue();
     let header: [u8; 16] = input.take()?;
     for at in 0..16 {
-        ram.write_slice(&header, GuestAddress(BUFFERS + at * 0x1000))
-            .unwrap();
+        ram.write_slice(&header, GuestAddress(BUFFERS + at * 0x1000)).unwrap();
     }
     for index in 0..u16::from(descriptors % 65) {
         let [kind, flags, next, len_kind] = input.take()?;
@@ -91,11 +74,7 @@ fn run(bytes: &[u8]) -> Option<()> {
         ring.describe(
             &ram,
             index,
-            Buffer {
-                address: address(kind, value),
-                len,
-                flags: u16::from(flags & 7),
-            },
+            Buffer { address: address(kind, value), len, flags: u16::from(flags & 7) },
             u16::from(next),
         );
     }

@@ -24,11 +24,8 @@ impl Input<'_> {
 
 fn packet(input: &mut Input<'_>) -> Option<Packet> {
     let [op, ports, flags, odd, len] = input.take()?;
-    let mut packet = Packet::data(
-        u32::from(ports & 3),
-        7 + u32::from(ports >> 2 & 3),
-        &vec![op; usize::from(len) * 64],
-    );
+    let mut packet =
+        Packet::data(u32::from(ports & 3), 7 + u32::from(ports >> 2 & 3), &vec![op; usize::from(len) * 64]);
     packet.op = u16::from(op % 10);
     packet.flags = u32::from(flags);
     if packet.op != 5 {
@@ -60,26 +57,11 @@ fn packet(input: &mut Input<'_>) -> Option<Packet> {
 /// A chain that no driver would build, in one of the queues.
 fn chain(rig: &mut Rig, input: &mut Input<'_>) -> Option<()> {
     let [index, flags, next, near] = input.take()?;
-    let (address, len) = (
-        u64::from_le_bytes(input.take()?),
-        u32::from_le_bytes(input.take()?),
-    );
-    let address = if near & 1 == 0 {
-        BUFFERS + (address & 0xf_ffff)
-    } else {
-        address
-    };
+    let (address, len) = (u64::from_le_bytes(input.take()?), u32::from_le_bytes(input.take()?));
+    let address = if near & 1 == 0 { BUFFERS + (address & 0xf_ffff) } else { address };
     let len = if near & 2 == 0 { len & 0x1ff } else { len };
-    let buffer = Buffer {
-        address,
-        len,
-        flags: u16::from(flags & 7),
-    };
-    let ring = if near & 4 == 0 {
-        &mut rig.tx
-    } else {
-        &mut rig.rx
-    };
+    let buffer = Buffer { address, len, flags: u16::from(flags & 7) };
+    let ring = if near & 4 == 0 { &mut rig.tx } else { &mut rig.rx };
     ring.describe(&rig.ram, u16::from(index & 127), buffer, u16::from(next));
     if near & 8 == 0 {
         ring.offer(&rig.ram, u16::from(index & 127));
@@ -94,15 +76,9 @@ fn step(rig: &mut Rig, streams: &mut Vec<UnixStream>, input: &mut Input<'_>) -> 
         1 => drop(streams.pop()),
         2 => drop(rig.handle.connect(u32::from(what >> 6))),
         3 => drop(rig.client("CONNECT 1\n")),
-        4 => streams
-            .iter_mut()
-            .for_each(|stream| drop(stream.write(&vec![1; usize::from(what) * 64]))),
-        5 => streams
-            .iter_mut()
-            .for_each(|stream| drop(stream.read(&mut [0; 4096]))),
-        6 => streams
-            .iter()
-            .for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Write))),
+        4 => streams.iter_mut().for_each(|stream| drop(stream.write(&vec![1; usize::from(what) * 64]))),
+        5 => streams.iter_mut().for_each(|stream| drop(stream.read(&mut [0; 4096]))),
+        6 => streams.iter().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Write))),
         7 | 8 => chain(rig, input)?,
         _ => rig.queue_packet(&packet(input)?),
     }

@@ -10,9 +10,7 @@ use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringS
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::server::{Adapter, ServeError, ServerHandle, SharedRam, serve};
 use crate::devices::GuestRam;
@@ -30,18 +28,10 @@ struct BlockAdapter {
 }
 
 /// Serves a block device to the first front end that connects, with one thread per request queue.
-pub fn serve_block(
-    device: Arc<BlockDevice>,
-    listener: UnixListener,
-    name: &str,
-) -> Result<ServerHandle, ServeError> {
+pub fn serve_block(device: Arc<BlockDevice>, listener: UnixListener, name: &str) -> Result<ServerHandle, ServeError> {
     let ram = GuestMemoryAtomic::new(GuestRam::new());
     let stopping = Arc::new(AtomicBool::new(false));
-    let adapter = Arc::new(BlockAdapter {
-        device,
-        ram: ram.clone(),
-        stopping: stopping.clone(),
-    });
+    let adapter = Arc::new(BlockAdapter { device, ram: ram.clone(), stopping: stopping.clone() });
     serve(name, adapter, ram, listener, stopping)
 }
 
@@ -79,9 +69,7 @@ impl VhostUserBackend for BlockAdapter {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
+        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
@@ -95,22 +83,14 @@ impl VhostUserBackend for BlockAdapter {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.device.queues().min(64))
-            .map(|queue| 1 << queue)
-            .collect()
+        (0..self.device.queues().min(64)).map(|queue| 1 << queue).collect()
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
-    fn handle_event(
-        &self,
-        event: u16,
-        _: EventSet,
-        vrings: &[VringMutex<SharedRam>],
-        thread: usize,
-    ) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _: EventSet, vrings: &[VringMutex<SharedRam>], thread: usize) -> io::Result<()> {
         let Some(vring) = vrings.get(usize::from(event)) else {
             return Ok(());
         };
@@ -118,10 +98,7 @@ impl VhostUserBackend for BlockAdapter {
         let mut state = vring.get_mut();
         let ram = self.ram.memory();
         while state.get_queue().ready() && !self.stopping.load(Ordering::Relaxed) {
-            match self
-                .device
-                .process_next(&ram, state.get_queue_mut(), thread)
-            {
+            match self.device.process_next(&ram, state.get_queue_mut(), thread) {
                 Ok(Progress::Idle) => break,
                 Ok(Progress::Done { notify: true }) => signal(&state),
                 Ok(Progress::Done { notify: false }) => {}

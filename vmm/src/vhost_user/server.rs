@@ -8,9 +8,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 use vhost::vhost_user::{Error as VhostError, Listener};
-use vhost_user_backend::{
-    Error as DaemonError, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex,
-};
+use vhost_user_backend::{Error as DaemonError, VhostUserBackend, VhostUserDaemon, VringEpollHandler, VringMutex};
 use vm_memory::GuestMemoryAtomic;
 
 use crate::devices::GuestRam;
@@ -32,9 +30,7 @@ pub enum ServeError {
 }
 
 /// What the server needs of an adapter beside `VhostUserBackend`.
-pub(super) trait Adapter:
-    VhostUserBackend<Bitmap = (), Vring = VringMutex<SharedRam>>
-{
+pub(super) trait Adapter: VhostUserBackend<Bitmap = (), Vring = VringMutex<SharedRam>> {
     /// Registers the device's own descriptors with the worker threads.
     fn attach(&self, workers: &[Arc<VringEpollHandler<Arc<Self>>>]) -> io::Result<()>
     where
@@ -96,21 +92,12 @@ pub(super) fn serve<A>(
 where
     A: Adapter + 'static,
 {
-    let failed = |what: String| ServeError::Start {
-        name: name.to_owned(),
-        what,
-    };
-    listener
-        .set_nonblocking(false)
-        .map_err(|error| failed(error.to_string()))?;
-    let own_listener = listener
-        .try_clone()
-        .map_err(|error| failed(error.to_string()))?;
-    let daemon = VhostUserDaemon::new(name.to_owned(), adapter.clone(), ram)
-        .map_err(|error| failed(error.to_string()))?;
-    adapter
-        .attach(&daemon.get_epoll_handlers())
-        .map_err(|error| failed(error.to_string()))?;
+    let failed = |what: String| ServeError::Start { name: name.to_owned(), what };
+    listener.set_nonblocking(false).map_err(|error| failed(error.to_string()))?;
+    let own_listener = listener.try_clone().map_err(|error| failed(error.to_string()))?;
+    let daemon =
+        VhostUserDaemon::new(name.to_owned(), adapter.clone(), ram).map_err(|error| failed(error.to_string()))?;
+    adapter.attach(&daemon.get_epoll_handlers()).map_err(|error| failed(error.to_string()))?;
     let (closed, disconnected) = watch::channel(false);
     let thread_name = name.to_owned();
     let thread = std::thread::Builder::new()
@@ -122,13 +109,7 @@ where
             adapter.drain();
         })
         .map_err(|error| failed(error.to_string()))?;
-    Ok(ServerHandle {
-        name: name.to_owned(),
-        thread: Some(thread),
-        listener: own_listener,
-        stopping,
-        disconnected,
-    })
+    Ok(ServerHandle { name: name.to_owned(), thread: Some(thread), listener: own_listener, stopping, disconnected })
 }
 
 /// Nobody gets in any more; a thread that waits in `accept` returns with EINVAL.
@@ -137,21 +118,14 @@ fn refuse(listener: &UnixListener) {
 }
 
 /// One connection, from `accept` to its end; the workers end with the daemon.
-fn run<A: Adapter + 'static>(
-    name: &str,
-    mut daemon: VhostUserDaemon<Arc<A>>,
-    listener: UnixListener,
-) {
+fn run<A: Adapter + 'static>(name: &str, mut daemon: VhostUserDaemon<Arc<A>>, listener: UnixListener) {
     let started = match listener.try_clone() {
         Ok(clone) => daemon.start(&mut Listener::from(clone)),
-        Err(error) => Err(DaemonError::CreateVhostUserListener(
-            VhostError::SocketError(error),
-        )),
+        Err(error) => Err(DaemonError::CreateVhostUserListener(VhostError::SocketError(error))),
     };
     refuse(&listener);
     match started.and_then(|()| daemon.wait()) {
-        Ok(())
-        | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+        Ok(()) | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
             tracing::debug!(device = name, "the vhost-user front end disconnected");
         }
         Err(error) => tracing::info!(device = name, "vhost-user ended: {error}"),

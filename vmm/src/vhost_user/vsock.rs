@@ -13,9 +13,7 @@ use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringMutex, VringT
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
 use super::block::{F_PROTOCOL_FEATURES, MAX_QUEUE_SIZE, signal};
 use super::server::{Adapter, ServeError, ServerHandle, SharedRam, serve};
@@ -38,18 +36,10 @@ struct VsockAdapter {
 
 /// Serves a socket device to the first front end that connects, with one thread for its queues and sockets. Handles of
 /// the device fail once the front end is gone.
-pub fn serve_vsock(
-    device: VsockDevice,
-    listener: UnixListener,
-    name: &str,
-) -> Result<ServerHandle, ServeError> {
+pub fn serve_vsock(device: VsockDevice, listener: UnixListener, name: &str) -> Result<ServerHandle, ServeError> {
     let ram = GuestMemoryAtomic::new(GuestRam::new());
     let stopping = Arc::new(AtomicBool::new(false));
-    let adapter = VsockAdapter {
-        device: Mutex::new(device),
-        ram: ram.clone(),
-        stopping: stopping.clone(),
-    };
+    let adapter = VsockAdapter { device: Mutex::new(device), ram: ram.clone(), stopping: stopping.clone() };
     serve(name, Arc::new(adapter), ram, listener, stopping)
 }
 
@@ -63,10 +53,7 @@ impl VsockAdapter {
         loop {
             self.run_queue(vrings, TX_QUEUE, |ram, tx| device.process_tx(ram, tx));
             self.run_queue(vrings, RX_QUEUE, |ram, rx| device.process_rx(ram, rx));
-            if !device.has_more_work()
-                || self.stopping.load(Ordering::Relaxed)
-                || !vrings.iter().all(is_running)
-            {
+            if !device.has_more_work() || self.stopping.load(Ordering::Relaxed) || !vrings.iter().all(is_running) {
                 return;
             }
             // A guest that never stops sending must not keep the host's side waiting.
@@ -105,9 +92,7 @@ impl Adapter for VsockAdapter {
     fn attach(&self, workers: &[Arc<VringEpollHandler<Arc<Self>>>]) -> io::Result<()> {
         let device = self.device();
         let fd = device.host_events().as_raw_fd();
-        workers
-            .iter()
-            .try_for_each(|worker| worker.register_listener(fd, EventSet::IN, HOST_EVENT))
+        workers.iter().try_for_each(|worker| worker.register_listener(fd, EventSet::IN, HOST_EVENT))
     }
 
     fn close(&self) {
@@ -119,10 +104,7 @@ impl Adapter for VsockAdapter {
         let mut device = self.device();
         while !device.is_drained() {
             let Some(left) = end.checked_duration_since(Instant::now()) else {
-                tracing::warn!(
-                    connections = device.connections(),
-                    "gave up on readers of a dead guest's last bytes"
-                );
+                tracing::warn!(connections = device.connections(), "gave up on readers of a dead guest's last bytes");
                 return;
             };
             wait_readable(device.host_events(), left);
@@ -155,9 +137,7 @@ impl VhostUserBackend for VsockAdapter {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
+        VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
     }
 
     fn set_event_idx(&self, _enabled: bool) {}
@@ -174,13 +154,7 @@ impl VhostUserBackend for VsockAdapter {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
-    fn handle_event(
-        &self,
-        event: u16,
-        _: EventSet,
-        vrings: &[VringMutex<SharedRam>],
-        _: usize,
-    ) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _: EventSet, vrings: &[VringMutex<SharedRam>], _: usize) -> io::Result<()> {
         let mut device = self.device();
         if u64::from(event) == HOST_EVENT {
             device.process_host();
@@ -191,9 +165,7 @@ impl VhostUserBackend for VsockAdapter {
 }
 
 fn wait_readable(fd: BorrowedFd<'_>, at_most: Duration) {
-    let timeout = Timespec {
-        tv_sec: at_most.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: at_most.subsec_nanos().into(),
-    };
+    let timeout =
+        Timespec { tv_sec: at_most.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: at_most.subsec_nanos().into() };
     let _ = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout));
 }

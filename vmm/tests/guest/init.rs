@@ -32,13 +32,7 @@ unsafe extern "C" {
     fn accept(fd: i32, address: *mut SockaddrVm, len: *mut u32) -> i32;
     fn shutdown(fd: i32, how: i32) -> i32;
     fn ioctl(fd: i32, request: u64, ...) -> i32;
-    fn mount(
-        source: *const i8,
-        target: *const i8,
-        kind: *const i8,
-        flags: u64,
-        data: *const i8,
-    ) -> i32;
+    fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(command: i32) -> i32;
     fn sync();
 }
@@ -50,13 +44,7 @@ fn vsock() -> File {
 }
 
 fn address(cid: u32, port: u32) -> SockaddrVm {
-    SockaddrVm {
-        family: AF_VSOCK as u16,
-        reserved: 0,
-        port,
-        cid,
-        zero: [0; 4],
-    }
+    SockaddrVm { family: AF_VSOCK as u16, reserved: 0, port, cid, zero: [0; 4] }
 }
 
 fn dial(port: u32) -> std::io::Result<File> {
@@ -70,20 +58,11 @@ fn dial(port: u32) -> std::io::Result<File> {
 /// Serves each connection to the port on a thread of its own.
 fn serve(port: u32, handler: fn(File)) {
     let listener = vsock();
-    assert_eq!(
-        unsafe { bind(listener.as_raw_fd(), &address(ANY_CID, port), 16) },
-        0
-    );
+    assert_eq!(unsafe { bind(listener.as_raw_fd(), &address(ANY_CID, port), 16) }, 0);
     assert_eq!(unsafe { listen(listener.as_raw_fd(), 64) }, 0);
     std::thread::spawn(move || {
         loop {
-            let fd = unsafe {
-                accept(
-                    listener.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                )
-            };
+            let fd = unsafe { accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
             assert!(fd >= 0, "accept: {}", std::io::Error::last_os_error());
             let stream = unsafe { File::from_raw_fd(fd) };
             std::thread::spawn(move || handler(stream));
@@ -110,9 +89,7 @@ fn sink(mut stream: File) {
             break;
         }
         count += got as u64;
-        sum = buffer[..got].iter().fold(sum, |sum, byte| {
-            sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
-        });
+        sum = buffer[..got].iter().fold(sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     }
     let _ = write!(stream, "{count} {sum}");
 }
@@ -130,11 +107,7 @@ fn source(mut stream: File) {
 struct Aligned([u8; MIB]);
 
 fn direct(path: &str, write: bool) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(O_DIRECT)
-        .open(path)
+    OpenOptions::new().read(true).write(write).custom_flags(O_DIRECT).open(path)
 }
 
 /// Reads the image that lies at 1 MiB; its first eight bytes say how many MiB it has.
@@ -142,10 +115,7 @@ fn read_image(report: &mut String) {
     let mut drive = direct("/dev/vda", false).unwrap();
     let mut buffer = Box::new(Aligned([0; MIB]));
     drive.read_exact(&mut buffer.0).unwrap();
-    assert!(
-        buffer.0.iter().all(|byte| *byte == 0),
-        "sector 0 is not empty"
-    );
+    assert!(buffer.0.iter().all(|byte| *byte == 0), "sector 0 is not empty");
     let (mut sum, mut mib, started) = (0_u64, 0, Instant::now());
     let mut total = u64::MAX;
     while mib < total {
@@ -154,23 +124,15 @@ fn read_image(report: &mut String) {
             total = u64::from_le_bytes(buffer.0[..8].try_into().unwrap());
         }
         for chunk in buffer.0.chunks_exact(4096) {
-            sum = sum
-                .wrapping_mul(31)
-                .wrapping_add(u64::from_le_bytes(chunk[..8].try_into().unwrap()));
+            sum = sum.wrapping_mul(31).wrapping_add(u64::from_le_bytes(chunk[..8].try_into().unwrap()));
         }
         mib += 1;
     }
     let seconds = started.elapsed().as_secs_f64();
-    report.push_str(&format!(
-        "image_sum {sum}\nimage_mib_per_s {:.0}\n",
-        mib as f64 / seconds
-    ));
+    report.push_str(&format!("image_sum {sum}\nimage_mib_per_s {:.0}\n", mib as f64 / seconds));
     drive.seek(SeekFrom::Start(63 << 40)).unwrap();
     drive.read_exact(&mut buffer.0).unwrap();
-    report.push_str(&format!(
-        "far_is_zero {}\n",
-        buffer.0.iter().all(|byte| *byte == 0)
-    ));
+    report.push_str(&format!("far_is_zero {}\n", buffer.0.iter().all(|byte| *byte == 0)));
     let written = direct("/dev/vda", true).and_then(|mut drive| drive.write_all(&buffer.0));
     report.push_str(&format!("image_written {}\n", written.is_ok()));
     let ro = std::fs::read_to_string("/sys/block/vda/ro").unwrap();
@@ -186,10 +148,7 @@ fn use_scratch(report: &mut String) {
         drive.write_all(&buffer.0).unwrap();
     }
     drive.sync_all().unwrap();
-    report.push_str(&format!(
-        "scratch_write_mib_per_s {:.0}\n",
-        32.0 / started.elapsed().as_secs_f64()
-    ));
+    report.push_str(&format!("scratch_write_mib_per_s {:.0}\n", 32.0 / started.elapsed().as_secs_f64()));
     let range = [MIB as u64, MIB as u64];
     let discarded = unsafe { ioctl(drive.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
     drive.seek(SeekFrom::Start(0)).unwrap();
@@ -208,34 +167,16 @@ fn use_scratch(report: &mut String) {
 /// Everything after this runs on the device's second life.
 fn restart_vsock_driver() {
     let drivers = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
-    let device = std::fs::read_dir(drivers)
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name().into_string().unwrap());
-    let device = device
-        .filter(|name| name.starts_with("virtio"))
-        .next()
-        .unwrap();
+    let device = std::fs::read_dir(drivers).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let device = device.filter(|name| name.starts_with("virtio")).next().unwrap();
     std::fs::write(format!("{drivers}/unbind"), &device).unwrap();
     std::fs::write(format!("{drivers}/bind"), &device).unwrap();
 }
 
 fn run() {
     unsafe {
-        mount(
-            c"devtmpfs".as_ptr(),
-            c"/dev".as_ptr(),
-            c"devtmpfs".as_ptr(),
-            0,
-            std::ptr::null(),
-        );
-        mount(
-            c"sysfs".as_ptr(),
-            c"/sys".as_ptr(),
-            c"sysfs".as_ptr(),
-            0,
-            std::ptr::null(),
-        );
+        mount(c"devtmpfs".as_ptr(), c"/dev".as_ptr(), c"devtmpfs".as_ptr(), 0, std::ptr::null());
+        mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, std::ptr::null());
     }
     restart_vsock_driver();
     serve(50, echo);
@@ -249,14 +190,9 @@ fn run() {
     on_path.write_all(b"hello").unwrap();
     on_path.read_to_string(&mut greeting).unwrap();
     report.push_str(&format!("unix_path {greeting}\n"));
-    report.push_str(&format!(
-        "refused {}\n",
-        dial(1002).unwrap_err().raw_os_error().unwrap_or(0)
-    ));
+    report.push_str(&format!("refused {}\n", dial(1002).unwrap_err().raw_os_error().unwrap_or(0)));
     let mut control = dial(1000).unwrap();
-    control
-        .write_all(format!("{report}ready\n").as_bytes())
-        .unwrap();
+    control.write_all(format!("{report}ready\n").as_bytes()).unwrap();
     // The host closes its end when it has seen enough.
     let _ = control.read(&mut [0; 1]);
 }
