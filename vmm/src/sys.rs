@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::unistd::ForkResult;
+use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
 use tokio::io::Interest;
@@ -41,8 +42,11 @@ pub fn inherit(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Res
 ///
 /// # Errors
 /// When the process has more than one thread: a child of a threaded process could run into locks that nobody holds.
-pub fn fork_single_threaded() -> io::Result<Option<nix::unistd::Pid>> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
+/// `proc` is an open /proc, which the caller's root need not have.
+pub fn fork_single_threaded(proc: impl AsFd) -> io::Result<Option<nix::unistd::Pid>> {
+    let tasks = openat(proc, "self/task", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let names = Dir::read_from(&tasks)?.collect::<Result<Vec<_>, _>>()?;
+    let threads = names.iter().filter(|entry| !entry.file_name().to_bytes().starts_with(b".")).count();
     if threads != 1 {
         return Err(io::Error::other(format!("{threads} threads run; fork needs exactly one")));
     }

@@ -63,7 +63,7 @@ pub fn run() -> Result<(), FileServerError> {
         .map_err(FileServerError::setup("open /proc"))?;
     mounter::enter_tree()?;
     let (ours, theirs) = UnixStream::pair().map_err(FileServerError::setup("make a socket pair"))?;
-    match sys::fork_single_threaded().map_err(FileServerError::setup("fork"))? {
+    match sys::fork_single_threaded(&proc).map_err(FileServerError::setup("fork"))? {
         None => {
             drop((ours, socket));
             server::serve(listener, &proc, theirs)
