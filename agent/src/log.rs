@@ -20,11 +20,7 @@ pub fn to_kernel_log() {
 
 /// Writes one line; `level` is a syslog priority.
 pub fn line(level: u8, text: Arguments<'_>) {
-    let text: String = text
-        .to_string()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let text: String = text.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let mut end = text.len().min(MAX_LINE);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -97,7 +97,10 @@ async fn commands_run_in_a_running_container() {
 #[tokio::test]
 async fn signals_reach_one_process_or_all() {
     let agent = agent_or_skip!();
-    agent.create(&agent.spec("c", "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done")).await.unwrap();
+    agent
+        .create(&agent.spec("c", "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done"))
+        .await
+        .unwrap();
     agent.start_container("c").await.unwrap();
     let mut stdio = agent.stdio("c", "", true, false).await;
     stdio.until("ready\n").await;
@@ -167,9 +170,16 @@ async fn capabilities_and_limits_are_applied() {
     (limit.name, limit.soft, limit.hard) = ("RLIMIT_NOFILE".into(), 100, 200);
     wanted.rlimits.push(limit);
     let output = agent.run(&spec).await.stdout;
-    for line in ["CapInh:0000000000000000", "CapPrm:0000000000002001", "CapEff:0000000000002001",
-        "CapBnd:0000000000002001", "CapAmb:0000000000000000", "NoNewPrivs:1", "100", "644"]
-    {
+    for line in [
+        "CapInh:0000000000000000",
+        "CapPrm:0000000000002001",
+        "CapEff:0000000000002001",
+        "CapBnd:0000000000002001",
+        "CapAmb:0000000000000000",
+        "NoNewPrivs:1",
+        "100",
+        "644",
+    ] {
         assert!(output.lines().any(|l| l == line), "{line} is missing from {output}");
     }
     let wanted = spec.process.as_mut().unwrap();
@@ -264,8 +274,11 @@ async fn volumes_are_directories_files_and_memory() {
         mount.set_tmpfs(tmpfs);
         mount
     };
-    let mut spec = agent.spec("c", "cat /in/sub/file /one; echo; touch /in/x || echo ro; echo new > /rw/made; \
-        echo mem > /m/f; cat /m2/f; stat -c %a /m; ls -d /tmp/other/er; ls /escape/deep");
+    let mut spec = agent.spec(
+        "c",
+        "cat /in/sub/file /one; echo; touch /in/x || echo ro; echo new > /rw/made; \
+        echo mem > /m/f; cat /m2/f; stat -c %a /m; ls -d /tmp/other/er; ls /escape/deep",
+    );
     spec.mounts = vec![
         mount("/tmp/other/er", "/data", false),
         mount("/in", "/data", true),

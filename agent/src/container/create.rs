@@ -126,7 +126,11 @@ impl Builder<'_> {
     fn paths(&self, paths: &[String], what: &str) -> Result<Vec<String>, ContainerError> {
         // A privileged container sees everything.
         let paths = if self.request.privileged { &[] } else { paths };
-        paths.iter().map(|path| request::check_path(path, what)).collect::<Result<_, _>>().map_err(|what| self.container.invalid(what))
+        paths
+            .iter()
+            .map(|path| request::check_path(path, what))
+            .collect::<Result<_, _>>()
+            .map_err(|what| self.container.invalid(what))
     }
 
     fn namespaces(&mut self) -> Result<(Vec<Join>, bool), ContainerError> {

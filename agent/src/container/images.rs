@@ -107,18 +107,14 @@ impl Images {
         rustix::mount::unmount(&mounted.directory, UnmountFlags::DETACH)
             .map_err(|error| fail("unmount the file system")(error.into()))?;
         fs::remove_dir(&mounted.directory).map_err(fail("remove the mount point"))?;
-        dm::Control::open()
-            .and_then(|control| control.remove(&mounted.device))
-            .map_err(fail("remove the device"))
+        dm::Control::open().and_then(|control| control.remove(&mounted.device)).map_err(fail("remove the device"))
     }
 }
 
 fn mount(extent: &Extent, drive: &str, device: &str, directory: &Path) -> Result<(), ImageError> {
     let fail = |step| move |source| ImageError::Io { step, image: extent.image.clone(), source };
     let control = dm::Control::open().map_err(fail("open device-mapper for the extent"))?;
-    let number = control
-        .create_linear(device, drive, extent.start, extent.sectors)
-        .map_err(fail("map the extent"))?;
+    let number = control.create_linear(device, drive, extent.start, extent.sectors).map_err(fail("map the extent"))?;
     let mounted = mount_erofs(number, directory);
     if mounted.is_err() {
         // The mount's own failure is what gets told.

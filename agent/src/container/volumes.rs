@@ -126,12 +126,7 @@ impl Volumes {
 }
 
 /// Mounts at `path`, in a peer group of its own so that propagation can be asked for.
-fn mount_shared(
-    kind: &str,
-    options: &[(&str, &str)],
-    path: &Path,
-    attributes: MountAttrFlags,
-) -> io::Result<()> {
+fn mount_shared(kind: &str, options: &[(&str, &str)], path: &Path, attributes: MountAttrFlags) -> io::Result<()> {
     fs::create_dir_all(path)?;
     let tree = detached_mount(kind, options, attributes)?;
     rustix::mount::move_mount(tree.as_fd(), "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

@@ -43,8 +43,7 @@ impl Prepared {
     /// Makes the process's terminal /dev/console too.
     pub(super) fn bind_console(&self, root: &Root) -> Result<(), HelperError> {
         let Streams::Terminal(terminal) = &self.streams else { return Ok(()) };
-        let flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = rustix::mount::open_tree(&terminal.terminal, "", flags).map_err(at("clone the terminal"))?;
         root.ensure_file(Path::new("/dev/console"))
             .and_then(|target| mounts::attach(tree.as_fd(), target.as_fd()))
@@ -59,9 +58,7 @@ pub(super) fn prepare(
     warnings: &mut Vec<String>,
 ) -> Result<Prepared, HelperError> {
     let identity = users::look_up(&process.user).map_err(|error| HelperError::Refused(error.to_string()))?;
-    let own = |fd| -> Result<OwnedFd, HelperError> {
-        fds.get(fd)?.try_clone_to_owned().map_err(at("keep a stream"))
-    };
+    let own = |fd| -> Result<OwnedFd, HelperError> { fds.get(fd)?.try_clone_to_owned().map_err(at("keep a stream")) };
     let streams = match process.stdio {
         Stdio::Pipes(input, output, error) => Streams::Pipes([own(input)?, own(output)?, own(error)?]),
         Stdio::Terminal(rows, columns) => Streams::Terminal(terminal::open(rows, columns)?),

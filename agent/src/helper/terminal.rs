@@ -22,8 +22,7 @@ pub(super) struct Terminal {
 /// Makes a terminal through /dev/pts/ptmx of the current root.
 pub(super) fn open(rows: u16, columns: u16) -> Result<Terminal, HelperError> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let controller =
-        rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(at("open /dev/pts/ptmx"))?;
+    let controller = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(at("open /dev/pts/ptmx"))?;
     let kind = rustix::fs::fstatfs(&controller).map_err(at("look at /dev/pts/ptmx"))?.f_type;
     if u64::try_from(kind).ok() != Some(DEVPTS_MAGIC) {
         return Err(HelperError::Refused("/dev/pts/ptmx of the container is no terminal multiplexer".into()));

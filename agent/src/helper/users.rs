@@ -197,9 +197,14 @@ mod tests {
 
     #[test]
     fn the_image_may_name_user_and_group() {
-        for (image_user, uid, gid) in
-            [("web:audio", 33, 29), ("33:7", 33, 7), ("web", 33, 34), ("77", 77, 0), ("web:", 33, 34), ("nohome", 50, 51)]
-        {
+        for (image_user, uid, gid) in [
+            ("web:audio", 33, 29),
+            ("33:7", 33, 7),
+            ("web", 33, 34),
+            ("77", 77, 0),
+            ("web:", 33, 34),
+            ("nohome", 50, 51),
+        ] {
             let found = identity(UserSpec { image_user: image_user.into(), ..Default::default() }).unwrap();
             assert_eq!((found.uid, found.gid), (uid, gid), "{image_user}");
         }

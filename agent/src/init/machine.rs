@@ -72,8 +72,6 @@ fn mount_scratch() -> Result<(), PlatformError> {
     let options = [("source", source.as_str()), ("noinit_itable", ""), ("nobarrier", "")];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME;
     detached_mount("ext4", &options, attributes)
-        .and_then(|tree| {
-            rustix::mount::move_mount(&tree, "", CWD, SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        })
+        .and_then(|tree| rustix::mount::move_mount(&tree, "", CWD, SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH))
         .map_err(at(format!("mount the scratch drive {source} as ext4")))
 }

@@ -62,9 +62,8 @@ fn mount(
 
 /// Mounts cgroup v2, moves the agent to a leaf and makes the pod's cgroup.
 pub(super) fn cgroups() -> Result<PodCgroup, Box<dyn std::error::Error + Send + Sync>> {
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_NODEV;
     // Processes move between cgroups at every start, hardly ever otherwise: make that the fast case.
     mount("cgroup2", &[("favordynmods", "")], CGROUPS, attributes)?;
     let own = Path::new(CGROUPS).join("agent");

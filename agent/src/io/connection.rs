@@ -35,10 +35,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(sandbox: Arc<Sand
     }
 }
 
-async fn open<R: AsyncRead + Unpin>(
-    sandbox: &Sandbox,
-    reader: &mut R,
-) -> Result<(StdioHello, Arc<Process>), String> {
+async fn open<R: AsyncRead + Unpin>(sandbox: &Sandbox, reader: &mut R) -> Result<(StdioHello, Arc<Process>), String> {
     let (kind, payload) = read_frame(reader).await.map_err(|error| error.to_string())?;
     if kind != FrameKind::Hello {
         return Err(format!("the first frame is {kind:?}, not Hello"));

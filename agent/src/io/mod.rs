@@ -12,8 +12,8 @@ use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, broadcast, watch};
 
-use self::output::Output;
 pub use self::connection::serve;
+use self::output::Output;
 
 /// Frames that a secondary connection may lag behind.
 const COPY_BACKLOG: usize = 64;

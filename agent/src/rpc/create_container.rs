@@ -6,10 +6,7 @@ use bulkhead_proto::agent::{CreateContainerRequest, CreateContainerResponse};
 
 use super::{Service, blocking};
 
-pub(super) async fn run(
-    service: &Service,
-    request: CreateContainerRequest,
-) -> ttrpc::Result<CreateContainerResponse> {
+pub(super) async fn run(service: &Service, request: CreateContainerRequest) -> ttrpc::Result<CreateContainerResponse> {
     let sandbox = Arc::clone(&service.sandbox);
     let spec = request.spec.into_option().unwrap_or_default();
     let created = blocking(move || sandbox.create_container(&spec)).await?;

@@ -59,10 +59,9 @@ fn container_code(error: &ContainerError) -> Code {
             Code::NOT_FOUND
         }
         ContainerError::Sandbox(error) => sandbox_code(error),
-        ContainerError::Image(_)
-        | ContainerError::Layer(_)
-        | ContainerError::Volume(_)
-        | ContainerError::Io { .. } => Code::INTERNAL,
+        ContainerError::Image(_) | ContainerError::Layer(_) | ContainerError::Volume(_) | ContainerError::Io { .. } => {
+            Code::INTERNAL
+        }
     }
 }
 

@@ -138,11 +138,7 @@ impl Agent for Service {
         stats::run(self, request).await
     }
 
-    async fn shutdown(
-        &self,
-        _: &TtrpcContext,
-        _: proto::ShutdownRequest,
-    ) -> ttrpc::Result<proto::ShutdownResponse> {
+    async fn shutdown(&self, _: &TtrpcContext, _: proto::ShutdownRequest) -> ttrpc::Result<proto::ShutdownResponse> {
         Ok(shutdown::run(self))
     }
 }

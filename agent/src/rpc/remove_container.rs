@@ -6,10 +6,7 @@ use bulkhead_proto::agent::{RemoveContainerRequest, RemoveContainerResponse};
 
 use super::{Service, blocking};
 
-pub(super) async fn run(
-    service: &Service,
-    request: RemoveContainerRequest,
-) -> ttrpc::Result<RemoveContainerResponse> {
+pub(super) async fn run(service: &Service, request: RemoveContainerRequest) -> ttrpc::Result<RemoveContainerResponse> {
     let sandbox = Arc::clone(&service.sandbox);
     blocking(move || sandbox.remove_container(&request.container_id)).await?;
     Ok(RemoveContainerResponse::new())

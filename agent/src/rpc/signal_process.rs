@@ -7,10 +7,7 @@ use bulkhead_proto::agent::{SignalProcessRequest, SignalProcessResponse};
 use super::{Service, blocking, errors};
 use crate::container::{Container, ContainerError};
 
-pub(super) async fn run(
-    service: &Service,
-    request: SignalProcessRequest,
-) -> ttrpc::Result<SignalProcessResponse> {
+pub(super) async fn run(service: &Service, request: SignalProcessRequest) -> ttrpc::Result<SignalProcessResponse> {
     let signal = i32::try_from(request.signal).ok().filter(|signal| (1..=64).contains(signal));
     let signal = signal.ok_or_else(|| errors::invalid(format!("{} is no signal", request.signal)))?;
     let container = service.sandbox.container(&request.container_id).map_err(errors::refuse)?;

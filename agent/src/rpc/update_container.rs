@@ -9,10 +9,7 @@ use crate::container::cgroups::CgroupError;
 use crate::container::{Container, ContainerError, limits};
 use crate::sandbox::Sandbox;
 
-pub(super) async fn run(
-    service: &Service,
-    request: UpdateContainerRequest,
-) -> ttrpc::Result<UpdateContainerResponse> {
+pub(super) async fn run(service: &Service, request: UpdateContainerRequest) -> ttrpc::Result<UpdateContainerResponse> {
     let container = service.sandbox.container(&request.container_id).map_err(errors::refuse)?;
     let sandbox = Arc::clone(&service.sandbox);
     let resources = request.resources.into_option().unwrap_or_default();

@@ -1,4 +1,5 @@
 //! Runs the real agent as a process of this host, on a root file system made from busybox.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -151,7 +152,13 @@ impl Agent {
         self.client.remove_container(context(), &request).await.unwrap();
     }
 
-    pub async fn signal(&self, id: &str, exec_id: &str, signal: i32, all: bool) -> ttrpc::Result<SignalProcessResponse> {
+    pub async fn signal(
+        &self,
+        id: &str,
+        exec_id: &str,
+        signal: i32,
+        all: bool,
+    ) -> ttrpc::Result<SignalProcessResponse> {
         let mut request = SignalProcessRequest::new();
         (request.container_id, request.exec_id) = (id.into(), exec_id.into());
         (request.signal, request.all) = (signal.cast_unsigned(), all);
@@ -299,9 +306,10 @@ fn make_rootfs(root: &Path) {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::copy(BUSYBOX, root.join("bin/busybox")).unwrap();
-    for applet in ["sh", "cat", "echo", "id", "ls", "sleep", "stat", "mount", "touch", "ps", "hostname", "tty", "stty",
-        "kill", "head", "wc", "grep", "readlink", "dd", "env", "mkdir", "tr", "yes"]
-    {
+    for applet in [
+        "sh", "cat", "echo", "id", "ls", "sleep", "stat", "mount", "touch", "ps", "hostname", "tty", "stty", "kill",
+        "head", "wc", "grep", "readlink", "dd", "env", "mkdir", "tr", "yes",
+    ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     fs::write(root.join("etc/passwd"), PASSWD).unwrap();

@@ -44,8 +44,7 @@ pub(super) struct Netlink {
 impl Netlink {
     pub(super) fn open() -> io::Result<Self> {
         // No protocol is NETLINK_ROUTE, whose number is 0.
-        let socket =
-            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self { socket, sequence: 0 })
     }
 
@@ -119,7 +118,8 @@ impl Netlink {
         rustix::net::send(&self.socket, &bytes, SendFlags::empty())?;
         let mut answer = [0; 4096];
         loop {
-            let received = rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty()));
+            let received =
+                rustix::io::retry_on_intr(|| rustix::net::recv(&self.socket, &mut answer[..], RecvFlags::empty()));
             let (_, length) = received?;
             if let Some(result) = acknowledgement(&answer[..length], self.sequence) {
                 return result;

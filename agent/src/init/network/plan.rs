@@ -17,7 +17,10 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(bad)?;
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))
+                .ok_or_else(bad)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
         }
         if parts.next().is_some() { Err(bad()) } else { Ok(Self(bytes)) }
@@ -150,7 +153,9 @@ mod tests {
         let mut interface = agent::Interface::new();
         interface.addresses.push("10.1.0.5/24".into());
         request.interfaces.push(interface);
-        for (destination, gateway) in [("0.0.0.0/0", "169.254.1.1"), ("10.2.0.0/16", "10.1.0.1"), ("169.254.1.1/32", "")] {
+        for (destination, gateway) in
+            [("0.0.0.0/0", "169.254.1.1"), ("10.2.0.0/16", "10.1.0.1"), ("169.254.1.1/32", "")]
+        {
             let mut route = agent::Route::new();
             (route.destination, route.gateway) = (destination.into(), gateway.into());
             request.routes.push(route);
