@@ -152,7 +152,9 @@ answers() {
 crictl() { "$BULKHEAD_CRICTL" --config "$dir/crictl.yaml" "$@"; }
 bulkhead_run() { "$BULKHEAD_BIN" run --config "$dir/config.toml" "$@"; }
 fetch() { curl --silent --show-error --fail --max-time 2 "http://$ip/"; }
-exited() { [ "$(crictl inspect -o json "$hello" | sed -n 's/.*"state": "\(.*\)".*/\1/p')" = CONTAINER_EXITED ]; }
+# field inspect|inspectp ID PATH: one field of a container or pod.
+field() { crictl "$1" --output go-template --template "{{.status.$3}}" "$2"; }
+exited() { [ "$(field inspect "$hello" state)" = CONTAINER_EXITED ]; }
 
 by_crictl() {
     title "A pod, by crictl"
@@ -160,7 +162,7 @@ by_crictl() {
     step "crictl pull busybox:1" crictl pull "$address/busybox:1"
     step "crictl runp pod.json           the pod's VM boots" crictl runp "$dir/pod.json"
     pod=$(cat "$output")
-    ip=$(crictl inspectp -o json "$pod" | sed -n 's/^ *"ip": "\(.*\)".*/\1/p' | head -n 1)
+    ip=$(field inspectp "$pod" network.ip)
     step "crictl create web.json" crictl create "$pod" "$dir/web.json" "$dir/pod.json"
     web=$(cat "$output")
     step "crictl start web" crictl start "$web"
@@ -172,7 +174,7 @@ by_crictl() {
     step "it ends" wait_for "the end of container hello" 30 exited
     kernel=$(crictl exec --sync "$web" uname -r)
     logs=$(crictl logs "$hello" 2>&1)
-    code=$(crictl inspect -o json "$hello" | sed -n 's/^ *"exitCode": \([0-9]*\).*/\1/p')
+    code=$(field inspect "$hello" exitCode)
     step "crictl stopp" crictl stopp "$pod"
     step "crictl rmp" crictl rmp "$pod"
 

@@ -101,9 +101,16 @@ fn things(scope: &Scope) -> BTreeSet<String> {
     add("loop device", host::loops_below(directory));
     add("address", host::files_below(&directory.join("addresses"), 2).into_iter().filter(|f| f.contains(&scope.prefix)).collect());
     add("run file", host::files_below(&directory.join("run/sandboxes"), 1));
-    add("root file", host::files_below(&directory.join("root"), 1));
+    add("root file", root_files(&directory.join("root")));
     add("nftables rule", rules(&scope.prefix));
     things
+}
+
+/// Files, not directories, that the daemon keeps beside images.
+fn root_files(root: &Path) -> Vec<String> {
+    let images = root.join("images");
+    let all = host::files_below(root, 3).into_iter();
+    all.filter(|name| !Path::new(name).starts_with(&images) && !Path::new(name).is_dir()).collect()
 }
 
 /// Lines of the packet filter that speak of the suite's addresses; rules of iptables are in there too.
