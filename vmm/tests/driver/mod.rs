@@ -1,9 +1,5 @@
 //! A driver written for tests: guest memory and split virtqueues built by hand, so that they can be built wrong.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "each test uses a part of it, on memory of its own"
-)]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it, on memory of its own")]
 
 pub mod vsock;
 
@@ -40,20 +36,12 @@ pub struct Buffer {
 
 /// For the device to read.
 pub fn readable(address: u64, len: u32) -> Buffer {
-    Buffer {
-        address,
-        len,
-        flags: 0,
-    }
+    Buffer { address, len, flags: 0 }
 }
 
 /// For the device to fill.
 pub fn writable(address: u64, len: u32) -> Buffer {
-    Buffer {
-        address,
-        len,
-        flags: WRITE,
-    }
+    Buffer { address, len, flags: WRITE }
 }
 
 /// The driver's end of a queue.
@@ -68,13 +56,7 @@ pub struct Ring {
 impl Ring {
     /// Rings of at most 256 entries in the 32 KiB from `base`.
     pub fn new(base: u64, size: u16) -> Self {
-        Self {
-            size,
-            base,
-            next_descriptor: 0,
-            offered: 0,
-            seen: 0,
-        }
+        Self { size, base, next_descriptor: 0, offered: 0, seen: 0 }
     }
 
     fn available(&self) -> u64 {
@@ -89,15 +71,9 @@ impl Ring {
     pub fn queue(&self) -> Queue {
         let mut queue = Queue::new(256).unwrap();
         queue.set_size(self.size);
-        queue
-            .try_set_desc_table_address(GuestAddress(self.base))
-            .unwrap();
-        queue
-            .try_set_avail_ring_address(GuestAddress(self.available()))
-            .unwrap();
-        queue
-            .try_set_used_ring_address(GuestAddress(self.used_ring()))
-            .unwrap();
+        queue.try_set_desc_table_address(GuestAddress(self.base)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(self.available())).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(self.used_ring())).unwrap();
         queue.set_ready(true);
         queue
     }
@@ -109,8 +85,7 @@ impl Ring {
         bytes[8..12].copy_from_slice(&buffer.len.to_le_bytes());
         bytes[12..14].copy_from_slice(&buffer.flags.to_le_bytes());
         bytes[14..].copy_from_slice(&next.to_le_bytes());
-        ram.write_slice(&bytes, GuestAddress(table + u64::from(index) * 16))
-            .unwrap();
+        ram.write_slice(&bytes, GuestAddress(table + u64::from(index) * 16)).unwrap();
     }
 
     /// Writes an entry of the queue's own table.
@@ -125,15 +100,7 @@ impl Ring {
             let index = self.next_descriptor;
             self.next_descriptor = (index + 1) % self.size;
             let more = if at + 1 < buffers.len() { NEXT } else { 0 };
-            self.describe(
-                ram,
-                index,
-                Buffer {
-                    flags: buffer.flags | more,
-                    ..*buffer
-                },
-                self.next_descriptor,
-            );
+            self.describe(ram, index, Buffer { flags: buffer.flags | more, ..*buffer }, self.next_descriptor);
         }
         self.offer(ram, head);
         head
@@ -142,16 +109,14 @@ impl Ring {
     /// Offers the chain that begins at `head`.
     pub fn offer(&mut self, ram: &GuestRam, head: u16) {
         let slot = self.available() + 4 + u64::from(self.offered % self.size) * 2;
-        ram.write_slice(&head.to_le_bytes(), GuestAddress(slot))
-            .unwrap();
+        ram.write_slice(&head.to_le_bytes(), GuestAddress(slot)).unwrap();
         self.offered = self.offered.wrapping_add(1);
         self.set_available(ram, self.offered);
     }
 
     /// Sets the index of the available ring.
     pub fn set_available(&self, ram: &GuestRam, index: u16) {
-        ram.write_slice(&index.to_le_bytes(), GuestAddress(self.available() + 2))
-            .unwrap();
+        ram.write_slice(&index.to_le_bytes(), GuestAddress(self.available() + 2)).unwrap();
     }
 
     /// The next chain that the device gave back: its head and the bytes written.
@@ -162,9 +127,6 @@ impl Ring {
         }
         let slot = self.used_ring() + 4 + u64::from(self.seen % self.size) * 8;
         self.seen = self.seen.wrapping_add(1);
-        Some((
-            ram.read_obj(GuestAddress(slot)).unwrap(),
-            ram.read_obj(GuestAddress(slot + 4)).unwrap(),
-        ))
+        Some((ram.read_obj(GuestAddress(slot)).unwrap(), ram.read_obj(GuestAddress(slot + 4)).unwrap()))
     }
 }

@@ -62,11 +62,7 @@ impl Packet {
     }
 
     pub fn data(guest_port: u32, host_port: u32, payload: &[u8]) -> Self {
-        Self {
-            len: payload.len() as u32,
-            payload: payload.to_vec(),
-            ..Self::new(RW, guest_port, host_port)
-        }
+        Self { len: payload.len() as u32, payload: payload.to_vec(), ..Self::new(RW, guest_port, host_port) }
     }
 
     pub fn header(&self) -> [u8; 44] {
@@ -129,34 +125,17 @@ impl Rig {
     pub fn without_buffers(connect_timeout: Duration) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let listen_path = Some(directory.path().join("vsock"));
-        let config = VsockConfig {
-            guest_cid: GUEST_CID,
-            listen_path,
-            connect_timeout,
-        };
+        let config = VsockConfig { guest_cid: GUEST_CID, listen_path, connect_timeout };
         let (device, handle) = VsockDevice::new(config).unwrap();
-        let (rx, tx) = (
-            Ring::new(0x1_0000, QUEUE_SIZE),
-            Ring::new(0x2_0000, QUEUE_SIZE),
-        );
+        let (rx, tx) = (Ring::new(0x1_0000, QUEUE_SIZE), Ring::new(0x2_0000, QUEUE_SIZE));
         let (rx_queue, tx_queue) = (rx.queue(), tx.queue());
-        Self {
-            ram: super::ram(),
-            device,
-            handle,
-            rx,
-            tx,
-            rx_queue,
-            tx_queue,
-            directory,
-        }
+        Self { ram: super::ram(), device, handle, rx, tx, rx_queue, tx_queue, directory }
     }
 
     /// Offers the receive buffer with this number.
     pub fn give_buffer(&mut self, slot: u16) {
         let address = BUFFERS + u64::from(slot) * u64::from(RX_BUFFER);
-        self.rx
-            .describe(&self.ram, slot, writable(address, RX_BUFFER), 0);
+        self.rx.describe(&self.ram, slot, writable(address, RX_BUFFER), 0);
         self.rx.offer(&self.ram, slot);
     }
 
@@ -164,12 +143,8 @@ impl Rig {
     pub fn queue_packet(&mut self, packet: &Packet) {
         let header = TX_AREA + u64::from(self.tx_slot()) * 0x1_0080;
         let payload = header + 0x80;
-        self.ram
-            .write_slice(&packet.header(), GuestAddress(header))
-            .unwrap();
-        self.ram
-            .write_slice(&packet.payload, GuestAddress(payload))
-            .unwrap();
+        self.ram.write_slice(&packet.header(), GuestAddress(header)).unwrap();
+        self.ram.write_slice(&packet.payload, GuestAddress(payload)).unwrap();
         let mut buffers = vec![readable(header, 44)];
         if !packet.payload.is_empty() {
             buffers.push(readable(payload, packet.payload.len() as u32));
@@ -193,12 +168,8 @@ impl Rig {
         let mut packets = Vec::new();
         for _ in 0..100_000 {
             self.device.process_host();
-            self.device
-                .process_tx(&self.ram, &mut self.tx_queue)
-                .unwrap();
-            self.device
-                .process_rx(&self.ram, &mut self.rx_queue)
-                .unwrap();
+            self.device.process_tx(&self.ram, &mut self.tx_queue).unwrap();
+            self.device.process_rx(&self.ram, &mut self.rx_queue).unwrap();
             while self.tx.used(&self.ram).is_some() {}
             let got = self.receive();
             let idle = got.is_empty() && !self.device.has_more_work();
@@ -216,9 +187,7 @@ impl Rig {
         while let Some((slot, len)) = self.rx.used(&self.ram) {
             let mut bytes = vec![0; len as usize];
             let address = BUFFERS + u64::from(slot) * u64::from(RX_BUFFER);
-            self.ram
-                .read_slice(&mut bytes, GuestAddress(address))
-                .unwrap();
+            self.ram.read_slice(&mut bytes, GuestAddress(address)).unwrap();
             if len >= 44 {
                 packets.push(Packet::parse(&bytes));
             }
@@ -243,10 +212,7 @@ impl Rig {
     /// Whether something happens on the host's side within the time.
     pub fn poll(&self, at_most: Duration) -> bool {
         let fd = self.device.host_events();
-        let timeout = Timespec {
-            tv_sec: at_most.as_secs() as i64,
-            tv_nsec: at_most.subsec_nanos().into(),
-        };
+        let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: at_most.subsec_nanos().into() };
         rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
     }
 
@@ -255,10 +221,7 @@ impl Rig {
         let mut listener = self.handle.listen(host_port).unwrap();
         let answer = self.send(&Packet::new(REQUEST, guest_port, host_port));
         assert_eq!(ops(&answer), [RESPONSE]);
-        assert_eq!(
-            (answer[0].src_port, answer[0].dst_port),
-            (host_port, guest_port)
-        );
+        assert_eq!((answer[0].src_port, answer[0].dst_port), (host_port, guest_port));
         listener.try_recv().unwrap()
     }
 
@@ -290,10 +253,7 @@ pub fn ops(packets: &[Packet]) -> Vec<u16> {
 
 /// All payload of some packets.
 pub fn payload(packets: &[Packet]) -> Vec<u8> {
-    packets
-        .iter()
-        .flat_map(|packet| packet.payload.iter().copied())
-        .collect()
+    packets.iter().flat_map(|packet| packet.payload.iter().copied()).collect()
 }
 
 /// Up to a line's end, and no byte more.
