@@ -23,7 +23,10 @@ impl Console {
     pub fn follow(&self, source: impl Read + Send + 'static, path: &Path) -> io::Result<std::thread::JoinHandle<()>> {
         let file = File::options().create(true).write(true).truncate(true).open(path)?;
         let console = self.clone();
-        std::thread::Builder::new().name("console".into()).stack_size(128 * 1024).spawn(move || console.copy(source, file))
+        std::thread::Builder::new()
+            .name("console".into())
+            .stack_size(128 * 1024)
+            .spawn(move || console.copy(source, file))
     }
 
     fn copy(&self, source: impl Read, mut file: File) {

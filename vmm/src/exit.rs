@@ -41,10 +41,17 @@ pub fn classify(evidence: &Evidence<'_>) -> (ExitReason, String) {
     if let Some(signal) = evidence.status.signal() {
         return (ExitReason::EXIT_REASON_KILLED, format!("the monitor (QEMU) was killed by signal {signal}"));
     }
-    if find(POWER_OFF_LINE).is_some() {
-        return (ExitReason::EXIT_REASON_POWER_OFF, "the guest powered off".into());
-    }
     let tail = evidence.lines[evidence.lines.len().saturating_sub(5)..].join("; ");
+    match (find(POWER_OFF_LINE), evidence.was_ready) {
+        (Some(_), true) => return (ExitReason::EXIT_REASON_POWER_OFF, "the guest powered off".into()),
+        (Some(_), false) => {
+            return (
+                ExitReason::EXIT_REASON_AGENT,
+                format!("the guest's agent gave up while booting; console: {tail}"),
+            );
+        }
+        (None, _) => {}
+    }
     match evidence.status.code() {
         Some(0) if !evidence.was_ready => {
             (ExitReason::EXIT_REASON_AGENT, format!("the guest ended before its agent answered; console: {tail}"))

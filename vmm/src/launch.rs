@@ -16,7 +16,9 @@ pub enum LaunchError {
     Receive { source: io::Error },
     #[error("the orders are not valid: {0}")]
     Parse(#[from] serde_json::Error),
-    #[error("the orders have version {found}, this program follows {PROTOCOL_VERSION}: install daemon and bulkhead-vmm of one release")]
+    #[error(
+        "the orders have version {found}, this program follows {PROTOCOL_VERSION}: install daemon and bulkhead-vmm of one release"
+    )]
     Version { found: u32 },
     #[error("the orders name descriptor {index}, but {count} came")]
     Descriptor { index: usize, count: usize },

@@ -127,12 +127,8 @@ impl Pod {
             volumes = Some(path);
         }
         let taps = launch.taps.iter().map(|index| orders.take(*index)).collect::<Result<Vec<_>, _>>()?;
-        let machine = Machine {
-            vsock: devices.sockets[0].clone(),
-            drives: devices.sockets[1..].to_vec(),
-            volumes,
-            taps: &taps,
-        };
+        let machine =
+            Machine { vsock: devices.sockets[0].clone(), drives: devices.sockets[1..].to_vec(), volumes, taps: &taps };
         let started = Instant::now();
         let (monitor, output) = spawn(&launch, &machine)?;
         let console = Console::default();
@@ -202,8 +198,8 @@ fn serve_devices(orders: &mut Orders, launch: &Launch, dir: &Path) -> Result<Dev
         listen_path: Some(launch.vsock_socket.clone()),
         connect_timeout: CONNECT_TIMEOUT,
     };
-    let (vsock, handle) = VsockDevice::new(vsock)
-        .map_err(|source| PodError::Listen { path: launch.vsock_socket.clone(), source })?;
+    let (vsock, handle) =
+        VsockDevice::new(vsock).map_err(|source| PodError::Listen { path: launch.vsock_socket.clone(), source })?;
     let images = Arc::new(ImageDrive::new());
     let drive = |serial: &str| BlockConfig { serial: serial.to_owned(), queues: 1 };
     let mut drives = vec![Arc::new(BlockDevice::new(images.clone(), drive("images")))];
@@ -245,18 +241,13 @@ fn command_path(launch: &Launch) -> PathBuf {
 }
 
 /// Opens the sockets for the daemon and starts everything that runs beside the monitor.
-async fn serve(
-    launch: &Launch,
-    control: &Arc<Control>,
-    started: Instant,
-) -> Result<ttrpc::r#async::Server, PodError> {
+async fn serve(launch: &Launch, control: &Arc<Control>, started: Instant) -> Result<ttrpc::r#async::Server, PodError> {
     let descriptors = UnixListener::bind(&launch.descriptor_socket)
         .map_err(|source| PodError::Listen { path: launch.descriptor_socket.clone(), source })?;
     tokio::spawn(control.descriptors.clone().serve(descriptors));
     let address = format!("unix://{}", launch.control_socket.display());
-    let mut server = ttrpc::r#async::Server::new()
-        .bind(&address)?
-        .register_service(create_vmm(Arc::new(Service(control.clone()))));
+    let mut server =
+        ttrpc::r#async::Server::new().bind(&address)?.register_service(create_vmm(Arc::new(Service(control.clone()))));
     server.start().await?;
     let ready = control.vsock.listen(AGENT_READY_PORT).map_err(PodError::setup("listen for the agent"))?;
     tokio::spawn(watch_agent(control.clone(), ready, started));

@@ -31,9 +31,8 @@ pub fn inherit(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Res
     // SAFETY: the closure runs between fork and exec and makes one system call (prctl), which is async-signal-safe; it
     // allocates nothing and touches no memory of other threads.
     unsafe {
-        command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)
-        });
+        command
+            .pre_exec(|| rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from));
     }
     Ok(())
 }

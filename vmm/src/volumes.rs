@@ -23,7 +23,9 @@ pub enum VolumeError {
     Broken { source: io::Error },
     #[error("the file server could not {request}: {answer}")]
     Refused { request: String, answer: String },
-    #[error("{name:?} is no name for a volume: one path component of 1 to 128 letters, digits, '-', '_' and '.' is needed")]
+    #[error(
+        "{name:?} is no name for a volume: one path component of 1 to 128 letters, digits, '-', '_' and '.' is needed"
+    )]
     Name { name: String },
 }
 
@@ -44,6 +46,8 @@ impl FileServer {
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         sys::inherit(&mut command, &[]).map_err(failed)?;
         let child = command.spawn().map_err(failed)?;
+        // It holds the other end of the socket, whose closing must be noticed.
+        drop(command);
         let server = Self { socket: Mutex::new(BufReader::new(ours)), child };
         server.ask("serve", Some(listener.as_fd()))?;
         Ok(server)

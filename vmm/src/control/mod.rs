@@ -13,8 +13,8 @@ use bulkhead_proto::vmm::{self, VmState};
 use bulkhead_proto::vmm_ttrpc::Vmm;
 use protobuf::MessageField;
 use tokio::sync::{Notify, watch};
-use ttrpc::r#async::TtrpcContext;
 use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
 use ttrpc::error::get_rpc_status;
 
 use crate::descriptors::Descriptors;
@@ -189,7 +189,11 @@ impl Vmm for Service {
         Ok(vmm::AddVolumeResponse::new())
     }
 
-    async fn remove_volume(&self, _: &TtrpcContext, request: vmm::RemoveVolumeRequest) -> Answer<vmm::RemoveVolumeResponse> {
+    async fn remove_volume(
+        &self,
+        _: &TtrpcContext,
+        request: vmm::RemoveVolumeRequest,
+    ) -> Answer<vmm::RemoveVolumeResponse> {
         self.0.volumes()?.remove(&request.name).map_err(|e| failed(&e))?;
         Ok(vmm::RemoveVolumeResponse::new())
     }

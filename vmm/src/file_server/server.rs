@@ -39,7 +39,8 @@ const NEEDED: CapabilitySet = CapabilitySet::CHOWN
 
 /// Serves the one monitor that connects, until it disconnects.
 pub(super) fn serve(listener: UnixListener, proc: &OwnedFd, channel: UnixStream) -> Result<(), FileServerError> {
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(FileServerError::setup("tie the server to the mounter"))?;
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(FileServerError::setup("tie the server to the mounter"))?;
     enter_user_namespace(channel)?;
     let config = config(proc)?;
     drop_rights()?;

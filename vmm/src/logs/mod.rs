@@ -29,11 +29,16 @@ pub struct LogEnd {
     pub lost_bytes: u64,
 }
 
+/// Where lines go; swapped when the log is reopened.
+type LogFile = Arc<Mutex<Option<File>>>;
+/// Set once the output has ended.
+type LogEnded = watch::Receiver<Option<LogEnd>>;
+
 /// A container's log while its thread runs and until it is forgotten.
 #[derive(Debug)]
 struct Log {
-    file: Arc<Mutex<Option<File>>>,
-    end: watch::Receiver<Option<LogEnd>>,
+    file: LogFile,
+    end: LogEnded,
 }
 
 /// Every container's log.
@@ -99,7 +104,7 @@ impl Logs {
         logs.values().filter_map(|log| log.end.borrow().as_ref().and_then(|end| end.exit.clone())).collect()
     }
 
-    fn find(&self, container: &str) -> Result<(Arc<Mutex<Option<File>>>, watch::Receiver<Option<LogEnd>>), LogError> {
+    fn find(&self, container: &str) -> Result<(LogFile, LogEnded), LogError> {
         let logs = self.lock();
         let log = logs.get(container).ok_or_else(|| LogError::Unknown { container: container.to_owned() })?;
         Ok((log.file.clone(), log.end.clone()))
