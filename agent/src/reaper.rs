@@ -104,3 +104,23 @@ pub fn now_ns() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_end_is_told_to_who_waits() {
+        let reaper = Arc::new(Reaper::default());
+        tokio::spawn(Arc::clone(&reaper).run(child_signal().unwrap()));
+        let mut waiting = Vec::new();
+        for (script, code) in [("exit 5", 5), ("kill -9 $$", 137), ("kill -34 $$", 162), ("true", 0)].repeat(10) {
+            let (_, exit) = reaper.spawn(Command::new("/bin/sh").args(["-c", script])).unwrap();
+            waiting.push((exit, code));
+        }
+        for (mut exit, code) in waiting {
+            assert_eq!(exit.wait_for(Option::is_some).await.unwrap().unwrap().code, code);
+        }
+        assert!(reaper.lock().is_empty());
+    }
+}

@@ -12,6 +12,9 @@ use thiserror::Error;
 /// Longest wait for killed processes to leave a cgroup.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Missing on kernels without swap, which have nothing to limit.
+const SWAP_LIMIT: &str = "memory.swap.max";
+
 /// Why a cgroup operation failed.
 #[derive(Debug, Error)]
 pub enum CgroupError {
@@ -165,6 +168,9 @@ impl Cgroup {
     pub fn apply(&self, settings: &[Setting]) -> Result<(), CgroupError> {
         let mut done: Vec<Setting> = Vec::new();
         for (file, value) in settings {
+            if file == SWAP_LIMIT && !self.path.join(file).exists() {
+                continue;
+            }
             let before = self.read(file);
             if let Err(error) = self.write(file, value) {
                 for (file, value) in done.iter().rev() {

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
+use super::paths::Root;
 use super::spec::UserSpec;
 
 /// Most bytes read of /etc/passwd or /etc/group.
@@ -74,12 +77,16 @@ pub fn look_up(user: &UserSpec) -> Result<Identity, UserError> {
 }
 
 fn read(path: &'static str) -> Result<String, UserError> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
-        other => other.map_err(|source| UserError::Read { path, source: source.into() })?,
+    let failed = |source: Errno| UserError::Read { path, source: source.into() };
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = Root::new(rustix::fs::open("/", directory, Mode::empty()).map_err(failed)?);
+    // A fifo in its place must not hold the helper up.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = match root.open(Path::new(path), flags) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
+        other => other.map_err(failed)?,
     };
-    let stat = rustix::fs::fstat(&fd).map_err(|source| UserError::Read { path, source: source.into() })?;
+    let stat = rustix::fs::fstat(&fd).map_err(failed)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         let source = io::Error::new(io::ErrorKind::InvalidData, "it is no regular file");
         return Err(UserError::Read { path, source });
