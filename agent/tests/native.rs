@@ -390,3 +390,78 @@ async fn containers_and_commands_that_are_gone_hold_no_descriptors() {
     agent.remove("c").await;
     agent.finish().await;
 }
+
+#[tokio::test]
+async fn hostile_images_are_contained() {
+    let agent = agent_or_skip!();
+    let root = agent.path("rootfs");
+    let outside = agent.path("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::remove_dir(root.join("proc")).unwrap();
+    for (link, target) in [("proc", "/../../../../../../tmp"), ("dev", outside.to_str().unwrap()), ("sys", "../../..")]
+    {
+        std::os::unix::fs::symlink(target, root.join(link)).unwrap();
+    }
+    let mut spec = agent.spec("c", "echo $$; ls /sys/fs/cgroup/cgroup.procs; test -c /dev/null && echo null");
+    spec.masked_paths = vec!["/proc/kcore".into()];
+    let output = agent.create(&spec).await;
+    // Refused or contained, but never outside.
+    if output.is_ok() {
+        agent.remove("c").await;
+    }
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(!std::path::Path::new("/tmp/cmdline").exists(), "proc was mounted on the host's /tmp");
+    for link in ["proc", "dev", "sys"] {
+        fs::remove_file(root.join(link)).unwrap();
+    }
+    fs::create_dir(root.join("proc")).unwrap();
+    fs::remove_file(root.join("etc/passwd")).unwrap();
+    let name = std::ffi::CString::new(root.join("etc/passwd").to_str().unwrap()).unwrap();
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &name, fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let error = agent.create(&agent.spec("f", "true")).await.map(drop).refused();
+    assert!(error.contains("/etc/passwd") && error.contains("no regular file"), "{error}");
+    fs::remove_file(root.join("etc/passwd")).unwrap();
+    std::os::unix::fs::symlink("/proc/self/fd/4", root.join("etc/passwd")).unwrap();
+    agent.create(&agent.spec("m", "true")).await.map(drop).refused();
+    agent.finish().await;
+}
+
+#[tokio::test]
+async fn a_terminal_can_be_had_for_a_further_command() {
+    let agent = agent_or_skip!();
+    agent.create(&agent.spec("c", "sleep 100")).await.unwrap();
+    agent.start_container("c").await.unwrap();
+    let mut command = process(&["/bin/sh", "-c", "tty; echo $TERM; sleep 100 & wait"]);
+    (command.terminal, command.stdin) = (true, true);
+    agent.exec("c", "t", command).await.unwrap();
+    let mut stdio = agent.stdio("c", "t", true, true).await;
+    stdio.until("/dev/pts/0\r\nxterm\r\n").await;
+    agent.signal("c", "t", libc::SIGKILL, true).await.unwrap();
+    assert_eq!(stdio.to_end().await.code, 137);
+    agent.remove("c").await;
+    agent.finish().await;
+}
+
+#[tokio::test]
+async fn privileged_containers_see_devices_and_nothing_is_masked() {
+    let agent = agent_or_skip!();
+    let mut spec =
+        agent.spec("c", "ls /dev | wc -l; ls /masked; mount | grep -c ' /sys .*rw,'; cat /dev/loop-control; true");
+    fs::create_dir(agent.path("rootfs/masked")).unwrap();
+    fs::write(agent.path("rootfs/masked/seen"), "x").unwrap();
+    spec.masked_paths = vec!["/masked".into()];
+    let output = agent.run(&spec).await.stdout;
+    assert!(!output.contains("seen"), "{output}");
+    let few: usize = output.lines().next().unwrap().parse().unwrap();
+    spec.privileged = true;
+    let output = agent.run(&spec).await.stdout;
+    let mut lines = output.lines();
+    let many: usize = lines.next().unwrap().parse().unwrap();
+    assert!(many > few, "{many} devices");
+    assert_eq!(lines.collect::<Vec<_>>(), ["seen", "1"]);
+    spec.pid_mode = PidMode::PID_MODE_NODE.into();
+    spec.process = Some(process(&["/bin/sh", "-c", "test $$ -ne 1 && echo node"])).into();
+    assert_eq!(agent.run(&spec).await.stdout, "node\n");
+    agent.finish().await;
+}
