@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_proto::cri::image_service_server::ImageServiceServer;
 use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
@@ -15,6 +16,9 @@ use crate::node::Node;
 
 /// The kubelet's own limit (16 MiB), so that what it can send is taken.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// How long requests may go on once the daemon was told to stop; what they began is finished or undone by the next one.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Why the socket is not served.
 #[derive(Debug, thiserror::Error)]
@@ -42,19 +46,34 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     Ok(listener)
 }
 
-/// Serves both services until `stop` resolves; requests that run are finished.
+/// Serves both services until `stop` resolves. Requests that run then get [`GRACE`] to end; a client that only keeps its
+/// connection open, as the kubelet does, holds nothing up.
 pub async fn serve(
     node: Arc<Node>,
     listener: UnixListener,
     path: &Path,
-    stop: impl Future<Output = ()>,
+    stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let runtime = RuntimeServiceServer::new(Runtime::new(node.clone())).max_decoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(ImageVerbs::new(node)).max_decoding_message_size(MAX_MESSAGE);
-    tonic::transport::Server::builder()
+    let (stopped, mut graceful) = tokio::sync::watch::channel(false);
+    let mut forced = graceful.clone();
+    tokio::spawn(async move {
+        stop.await;
+        stopped.send_replace(true);
+    });
+    let served = tonic::transport::Server::builder()
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
-        .await
-        .map_err(|source| ServeError::Serve { path: path.to_owned(), source })
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            let _ = graceful.wait_for(|stopped| *stopped).await;
+        });
+    let deadline = async {
+        let _ = forced.wait_for(|stopped| *stopped).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        result = served => result.map_err(|source| ServeError::Serve { path: path.to_owned(), source }),
+        () = deadline => Ok(()),
+    }
 }
