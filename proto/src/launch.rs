@@ -96,6 +96,6 @@ pub struct ContainerExitRecord {
     pub code: i32,
     /// Killed for memory.
     pub oom_killed: bool,
-    /// Nanoseconds since 1970, by the guest's clock.
+    /// Nanoseconds since 1970, by the host's clock.
     pub finished_at_ns: i64,
 }

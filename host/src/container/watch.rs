@@ -29,7 +29,7 @@ pub(super) fn spawn(node: &Arc<Node>, container: &Arc<Container>) {
     });
 }
 
-/// What the kubelet reads from an exit; the guest's clock is a claim and never lies in the future.
+/// What the kubelet reads from an exit.
 pub(super) fn exit_of(code: i32, oom_killed: bool, finished_at_ns: i64) -> Exit {
     let reason = match (oom_killed, code) {
         (true, _) => "OOMKilled",
