@@ -23,7 +23,7 @@ async fn nothing_is_read_before_a_primary_connection_and_nothing_is_lost() {
     let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done";
     agent.create(&agent.spec("c", script)).await.unwrap();
     agent.start_container("c").await.unwrap();
-    let output = agent.stdio("c", "", true, false).await.to_end().await;
+    let output = agent.stdio("c", "", true, false).await.into_end().await;
     assert_eq!(output.stdout.lines().count(), 20000);
     assert_eq!(output.stdout.lines().last(), Some("line 19999"));
     agent.remove("c").await;
@@ -46,8 +46,8 @@ async fn output_waits_for_the_next_primary_and_copies_follow() {
     second.until("two\n").await;
     second.send("\n").await;
     second.close_input().await;
-    assert_eq!(second.to_end().await.stdout, "three\n");
-    let copied = copy.to_end().await;
+    assert_eq!(second.into_end().await.stdout, "three\n");
+    let copied = copy.into_end().await;
     assert!(copied.stdout.ends_with("three\n"), "{copied:?}");
     agent.remove("d").await;
     agent.finish().await;
@@ -59,7 +59,7 @@ async fn a_background_child_does_not_hold_back_the_exit() {
     agent.create(&agent.spec("c", "sleep 100")).await.unwrap();
     agent.start_container("c").await.unwrap();
     agent.exec("c", "e", process(&["/bin/sh", "-c", "sleep 50 & echo done"])).await.unwrap();
-    let output = agent.stdio("c", "e", true, false).await.to_end().await;
+    let output = agent.stdio("c", "e", true, false).await.into_end().await;
     assert_eq!((output.stdout.as_str(), output.code), ("done\n", 0));
     agent.remove("c").await;
     agent.finish().await;
@@ -80,7 +80,7 @@ async fn commands_run_in_a_running_container() {
     let mut stdio = agent.stdio("c", "e", true, true).await;
     stdio.send("typed\n").await;
     stdio.close_input().await;
-    let output = stdio.to_end().await;
+    let output = stdio.into_end().await;
     assert!(output.stdout.starts_with("typed\n/made\n"), "{output:?}");
     assert_eq!(agent.wait("c", "e").await.code, 0);
     let missing = agent.exec("c", "m", process(&["no-such"])).await.map(drop).refused();
@@ -106,7 +106,7 @@ async fn signals_reach_one_process_or_all() {
     stdio.until("ready\n").await;
     assert!(agent.signal("c", "", 0, false).await.is_err());
     agent.signal("c", "", libc::SIGTERM, false).await.unwrap();
-    assert_eq!(stdio.to_end().await.code, 9);
+    assert_eq!(stdio.into_end().await.code, 9);
     agent.remove("c").await;
     agent.create(&agent.spec("d", "sleep 100")).await.unwrap();
     agent.start_container("d").await.unwrap();
@@ -131,7 +131,7 @@ async fn a_terminal_is_the_containers_own() {
     (resize.container_id, resize.rows, resize.columns) = ("c".into(), 40, 100);
     agent.client.resize_terminal(context(), &resize).await.unwrap();
     stdio.send("hi\n").await;
-    let output = stdio.to_end().await;
+    let output = stdio.into_end().await;
     assert!(output.stdout.contains("got hi\r\n40 100\r\n"), "{output:?}");
     agent.remove("c").await;
     agent.finish().await;
@@ -376,7 +376,7 @@ async fn containers_and_commands_that_are_gone_hold_no_descriptors() {
         for number in 0..10 {
             let id = format!("e{number}");
             agent.exec("c", &id, process(&["/bin/echo", "x"])).await.unwrap();
-            assert_eq!(agent.stdio("c", &id, true, false).await.to_end().await.stdout, "x\n");
+            assert_eq!(agent.stdio("c", &id, true, false).await.into_end().await.stdout, "x\n");
             let mut remove = RemoveProcessRequest::new();
             (remove.container_id, remove.exec_id) = ("c".into(), id);
             agent.client.remove_process(context(), &remove).await.unwrap();
@@ -438,7 +438,7 @@ async fn a_terminal_can_be_had_for_a_further_command() {
     let mut stdio = agent.stdio("c", "t", true, true).await;
     stdio.until("/dev/pts/0\r\nxterm\r\n").await;
     agent.signal("c", "t", libc::SIGKILL, true).await.unwrap();
-    assert_eq!(stdio.to_end().await.code, 137);
+    assert_eq!(stdio.into_end().await.code, 137);
     agent.remove("c").await;
     agent.finish().await;
 }

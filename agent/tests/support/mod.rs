@@ -186,7 +186,7 @@ impl Agent {
         self.create(spec).await.unwrap();
         let stdio = self.stdio(&spec.id, "", true, false).await;
         self.start_container(&spec.id).await.unwrap();
-        let output = stdio.to_end().await;
+        let output = stdio.into_end().await;
         assert_eq!(self.wait(&spec.id, "").await.code, output.code);
         self.remove(&spec.id).await;
         output
@@ -226,15 +226,18 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Only when a test has failed: its containers end with their namespaces' cgroup.
+        // Only when a test has failed: the agent takes its containers with it.
         if self.process.try_wait().is_ok_and(|status| status.is_none()) {
+            if let Some(pid) = rustix::process::Pid::from_raw(self.process.id().cast_signed()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while self.process.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
             let _ = self.process.kill();
             let _ = self.process.wait();
-            for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(entry.path());
-            }
-            let _ = fs::remove_dir(&self.cgroup);
         }
     }
 }
@@ -271,7 +274,7 @@ impl Stdio {
         seen
     }
 
-    pub async fn to_end(mut self) -> Output {
+    pub async fn into_end(mut self) -> Output {
         let mut output = Output::default();
         loop {
             let (kind, payload) = tokio::time::timeout(PATIENCE, self.next()).await.expect("no exit frame");
