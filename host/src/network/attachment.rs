@@ -195,6 +195,10 @@ impl Attacher {
     async fn add_all(&self, attachment: &mut Attachment) -> Result<(Value, Answer), AttachmentError> {
         let plugins = attachment.network.plugins.clone();
         let mut last = (Value::Null, Answer::default());
+        // A missing plugin could not clean up either: found out while there is nothing to clean up.
+        for plugin in &plugins {
+            self.runner.find(&attachment.call("ADD", plugin))?;
+        }
         for plugin in &plugins {
             attachment.begun += 1;
             self.save(attachment).await?;

@@ -159,7 +159,7 @@ impl Runner {
         }
     }
 
-    fn find(&self, call: &Call) -> Result<PathBuf, PluginError> {
+    pub(super) fn find(&self, call: &Call) -> Result<PathBuf, PluginError> {
         self.directories.iter().map(|d| d.join(&*call.plugin)).find(|p| is_executable(p)).ok_or_else(|| {
             let searched: Vec<_> = self.directories.iter().map(|d: &PathBuf| Path::display(d).to_string()).collect();
             PluginError::Missing { call: call.clone(), searched: searched.join(", ") }
