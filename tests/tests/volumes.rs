@@ -119,7 +119,8 @@ fn an_empty_dir_on_disk_is_shared_by_containers(f: &mut Fixture) -> Result<()> {
 }
 
 fn an_empty_dir_in_memory_is_a_tmpfs(f: &mut Fixture) -> Result<()> {
-    let host = directory(f, "memory")?;
+    // The kubelet's emptyDirs are known by this path component; any other tmpfs of the host is shared as it is.
+    let host = directory(f, "kubernetes.io~empty-dir/memory")?;
     mount("tmpfs", &host, "tmpfs", MountFlags::empty(), Some(c"size=8m,mode=1777"))?;
     let result = memory_volume(f, &host);
     unmount(&host, UnmountFlags::DETACH)?;
