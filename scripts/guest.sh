@@ -13,6 +13,6 @@ kernel=$("$maker" kernel)
 ln -sfn "$kernel" "$guest/vmlinux"
 
 # With --target, the flags reach the agent and its crates, but no build script.
-RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent -p bulkhead-agent --bins --target "$triple"
+RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build --profile agent -p bulkhead-agent --bins --target "$triple"
 "$maker" initramfs --agent "$target/$triple/agent/bulkhead-agent" --output "$guest/initramfs"
 say "guest: $guest"
