@@ -11,10 +11,12 @@ flex                          the guest kernel's configuration parser
 bison                         the guest kernel's configuration parser
 bc                            the guest kernel's time constants
 libelf-dev                    the guest kernel's objtool
+libssl-dev                    the guest kernel's host programs
 xz-utils                      unpacks the guest kernel's source
 linux-source-6.12             the guest kernel's source
 pkg-config                    finds libraries to link
 libcap-ng-dev                 the per-pod file server drops capabilities with it
+libseccomp-dev                the per-pod file server confines itself with it
 qemu-system-x86               carries pods of the sandboxer qemu
 nftables                      host ports
 iproute2                      tests build network namespaces with it
