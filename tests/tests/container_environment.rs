@@ -108,7 +108,7 @@ fn users_of_the_image_are_honoured(s: &mut Suite) -> Result<()> {
     let home = s.once(&Spec::shell(&s.f.image("user-name")?, "echo $HOME"))?;
     same("HOME", home.stdout.trim_end(), "/home/app")?;
     let unknown = s.pod.start(&Spec::new(&s.f.image("user-unknown")?, &[])).err().context("an unknown user runs")?;
-    ensure!(unknown.message.contains("nobody-knows") && unknown.message.contains("/etc/passwd"), "{unknown}");
+    ensure!(unknown.message.contains("nobody-knows") && unknown.message.contains("passwd"), "{unknown}");
     Ok(())
 }
 
@@ -282,9 +282,9 @@ fn stop_asks_before_it_kills(s: &mut Suite) -> Result<()> {
 
 fn an_impossible_command_is_told(s: &mut Suite) -> Result<()> {
     let image = s.f.image("busybox")?;
-    for (command, why) in [("/bin/not-there", "No such file"), ("/etc/passwd", "ermission denied")] {
+    for (command, why) in [("/bin/not-there", "no such file"), ("/etc/passwd", "permission denied")] {
         let error = s.pod.start(&Spec::new(&image, &[command])).err().with_context(|| format!("{command} runs"))?;
-        ensure!(error.message.contains(command) && error.message.contains(why), "{error}");
+        ensure!(error.message.contains(command) && error.message.to_lowercase().contains(why), "{error}");
     }
     Ok(())
 }

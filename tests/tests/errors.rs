@@ -86,7 +86,8 @@ fn a_command_that_is_not_in_the_image(f: &mut Fixture) -> Result<()> {
         Ok(container) => container.start().err().context("it starts")?.message,
     };
     says(&message, &["no-such-program"])?;
-    ensure!(message.contains("No such file") || message.contains("not found"), "{message}");
+    let message = message.to_lowercase();
+    ensure!(message.contains("no such file") || message.contains("not found"), "{message}");
     let running = f.cri().containers()?.into_iter().find(|c| c.state == cri::ContainerState::ContainerRunning as i32);
     ensure!(running.is_none(), "{running:?}");
     Ok(())
