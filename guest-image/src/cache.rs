@@ -16,34 +16,20 @@ use thiserror::Error;
 /// Why the cache cannot be used.
 #[derive(Debug, Error)]
 pub enum CacheError {
-    #[error(
-        "cannot tell where the cache is: neither XDG_CACHE_HOME nor HOME is set; set one of them"
-    )]
+    #[error("cannot tell where the cache is: neither XDG_CACHE_HOME nor HOME is set; set one of them")]
     NoHome,
     #[error("cannot {action} {path} in the cache")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
     let path = path.to_path_buf();
-    move |source| CacheError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| CacheError::Io { action, path, source }
 }
 
 /// `$XDG_CACHE_HOME/bulkhead`, or `~/.cache/bulkhead`.
 pub fn root() -> Result<PathBuf, CacheError> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME")
         .filter(|path| path.is_absolute())
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
@@ -90,10 +76,7 @@ impl Entry {
         if self.path().exists() {
             return Ok(None);
         }
-        let slot = Slot {
-            entry: self,
-            _lock: lock,
-        };
+        let slot = Slot { entry: self, _lock: lock };
         slot.clear()?;
         fs::create_dir(slot.dir()).map_err(at("create", &slot.dir()))?;
         Ok(Some(slot))
@@ -122,9 +105,7 @@ impl Slot<'_> {
     pub fn commit(self, staged: &Path) -> Result<PathBuf, CacheError> {
         for file in fs::read_dir(staged).map_err(at("list", staged))? {
             let path = file.map_err(at("list", staged))?.path();
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(at("sync", &path))?;
+            File::open(&path).and_then(|file| file.sync_all()).map_err(at("sync", &path))?;
         }
         let target = self.entry.path();
         fs::rename(staged, &target).map_err(at("complete", &target))?;
@@ -133,9 +114,7 @@ impl Slot<'_> {
 
     fn clear(&self) -> Result<(), CacheError> {
         match fs::remove_dir_all(self.dir()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(at("remove", &self.dir())(error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", &self.dir())(error)),
             _ => Ok(()),
         }
     }
@@ -170,10 +149,7 @@ mod tests {
     fn a_commit_is_seen_whole_and_leaves_nothing_beside_it() {
         let dir = tempfile::tempdir().unwrap();
         let entry = entry(dir.path());
-        let slot = entry
-            .begin(|| panic!("nobody to wait for"))
-            .unwrap()
-            .unwrap();
+        let slot = entry.begin(|| panic!("nobody to wait for")).unwrap().unwrap();
         let path = build(slot, "x");
         assert_eq!(fs::read_to_string(path.join("file")).unwrap(), "x");
         assert!(!entry.beside("tmp").exists());
@@ -198,12 +174,7 @@ mod tests {
         let (first, second) = (entry(dir.path()), entry(dir.path()));
         let slot = first.begin(|| ()).unwrap().unwrap();
         let (waiting, is_waiting) = mpsc::channel();
-        let other = thread::spawn(move || {
-            second
-                .begin(|| waiting.send(()).unwrap())
-                .unwrap()
-                .is_none()
-        });
+        let other = thread::spawn(move || second.begin(|| waiting.send(()).unwrap()).unwrap().is_none());
         is_waiting.recv().unwrap();
         build(slot, "x");
         assert!(other.join().unwrap());

@@ -43,63 +43,31 @@ impl<W: Write> Writer<W> {
 
     /// A regular file; `mode` is its permission bits.
     pub fn file(&mut self, name: &str, mode: u32, data: &[u8]) -> Result<(), CpioError> {
-        self.entry(&Entry {
-            name,
-            mode: TYPE_FILE | mode,
-            device: (0, 0),
-            data,
-        })
+        self.entry(&Entry { name, mode: TYPE_FILE | mode, device: (0, 0), data })
     }
 
     /// A directory.
     pub fn dir(&mut self, name: &str, mode: u32) -> Result<(), CpioError> {
-        self.entry(&Entry {
-            name,
-            mode: TYPE_DIR | mode,
-            device: (0, 0),
-            data: &[],
-        })
+        self.entry(&Entry { name, mode: TYPE_DIR | mode, device: (0, 0), data: &[] })
     }
 
     /// A character device with major and minor number `device`.
-    pub fn char_device(
-        &mut self,
-        name: &str,
-        mode: u32,
-        device: (u32, u32),
-    ) -> Result<(), CpioError> {
-        self.entry(&Entry {
-            name,
-            mode: TYPE_CHAR | mode,
-            device,
-            data: &[],
-        })
+    pub fn char_device(&mut self, name: &str, mode: u32, device: (u32, u32)) -> Result<(), CpioError> {
+        self.entry(&Entry { name, mode: TYPE_CHAR | mode, device, data: &[] })
     }
 
     /// Ends the archive and returns what it was written to.
     pub fn finish(mut self) -> Result<W, CpioError> {
         self.inode = 0;
-        self.entry(&Entry {
-            name: TRAILER,
-            mode: 0,
-            device: (0, 0),
-            data: &[],
-        })?;
+        self.entry(&Entry { name: TRAILER, mode: 0, device: (0, 0), data: &[] })?;
         Ok(self.out)
     }
 
     fn entry(&mut self, entry: &Entry<'_>) -> Result<(), CpioError> {
-        let too_large = || CpioError::TooLarge {
-            name: entry.name.into(),
-            size: entry.data.len(),
-        };
+        let too_large = || CpioError::TooLarge { name: entry.name.into(), size: entry.data.len() };
         let size = u32::try_from(entry.data.len()).map_err(|_| too_large())?;
         let name_size = u32::try_from(entry.name.len() + 1).map_err(|_| too_large())?;
-        let links = if entry.mode & TYPE_DIR == TYPE_DIR {
-            2
-        } else {
-            1
-        };
+        let links = if entry.mode & TYPE_DIR == TYPE_DIR { 2 } else { 1 };
         let (uid, gid, time, checksum) = (0, 0, 0, 0);
         let fields = [
             self.inode,
@@ -126,10 +94,7 @@ impl<W: Write> Writer<W> {
         pad(&mut bytes);
         let tail = vec![0; entry.data.len().next_multiple_of(4) - entry.data.len()];
         for part in [bytes.as_slice(), entry.data, &tail] {
-            self.out.write_all(part).map_err(|source| CpioError::Io {
-                name: entry.name.into(),
-                source,
-            })?;
+            self.out.write_all(part).map_err(|source| CpioError::Io { name: entry.name.into(), source })?;
         }
         Ok(())
     }
@@ -161,13 +126,10 @@ mod tests {
             assert_eq!(&archive[at..at + 6], MAGIC.as_bytes());
             let field = |index: usize| {
                 let start = at + 6 + index * 8;
-                usize::from_str_radix(std::str::from_utf8(&archive[start..start + 8]).unwrap(), 16)
-                    .unwrap()
+                usize::from_str_radix(std::str::from_utf8(&archive[start..start + 8]).unwrap(), 16).unwrap()
             };
             let (size, name_size) = (field(6), field(11));
-            names.push(
-                String::from_utf8(archive[at + 110..at + 110 + name_size - 1].to_vec()).unwrap(),
-            );
+            names.push(String::from_utf8(archive[at + 110..at + 110 + name_size - 1].to_vec()).unwrap());
             at += (110 + name_size).next_multiple_of(4) + size.next_multiple_of(4);
         }
         assert_eq!(names, ["dev", "dev/console", "init", TRAILER]);

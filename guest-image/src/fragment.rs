@@ -13,38 +13,23 @@ struct Wanted<'a> {
 fn settings(text: &str) -> impl Iterator<Item = Wanted<'_>> {
     text.lines().filter_map(|line| {
         let line = line.trim();
-        if let Some(symbol) = line
-            .strip_prefix("# ")
-            .and_then(|rest| rest.strip_suffix(" is not set"))
-        {
-            return Some(Wanted {
-                symbol,
-                value: None,
-            });
+        if let Some(symbol) = line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set")) {
+            return Some(Wanted { symbol, value: None });
         }
         let (symbol, value) = line.split_once('=')?;
-        symbol.starts_with("CONFIG_").then_some(Wanted {
-            symbol,
-            value: Some(value),
-        })
+        symbol.starts_with("CONFIG_").then_some(Wanted { symbol, value: Some(value) })
     })
 }
 
 /// What `fragment` asks for and `config`, a final `.config`, lacks; one sentence each.
 pub fn lacking(fragment: &str, config: &str) -> Vec<String> {
-    let have: HashMap<&str, Option<&str>> = settings(config)
-        .map(|line| (line.symbol, line.value))
-        .collect();
+    let have: HashMap<&str, Option<&str>> = settings(config).map(|line| (line.symbol, line.value)).collect();
     settings(fragment)
         .filter_map(|want| {
             let got = have.get(want.symbol).copied().flatten();
             (got != want.value).then(|| {
                 let wanted = want.value.unwrap_or("not set");
-                format!(
-                    "{}: asked for {wanted}, is {}",
-                    want.symbol,
-                    got.unwrap_or("not set")
-                )
+                format!("{}: asked for {wanted}, is {}", want.symbol, got.unwrap_or("not set"))
             })
         })
         .collect()
@@ -54,10 +39,7 @@ pub fn lacking(fragment: &str, config: &str) -> Vec<String> {
 #[cfg(test)]
 fn repeated(fragment: &str) -> Vec<&str> {
     let mut seen = std::collections::HashSet::new();
-    settings(fragment)
-        .filter(|line| !seen.insert(line.symbol))
-        .map(|line| line.symbol)
-        .collect()
+    settings(fragment).filter(|line| !seen.insert(line.symbol)).map(|line| line.symbol).collect()
 }
 
 #[cfg(test)]
@@ -77,11 +59,7 @@ mod tests {
         let config = "# CONFIG_A is not set\nCONFIG_N=8\nCONFIG_B=y\n";
         assert_eq!(
             lacking(fragment, config),
-            [
-                "CONFIG_A: asked for y, is not set",
-                "CONFIG_N: asked for 64, is 8",
-                "CONFIG_B: asked for not set, is y",
-            ]
+            ["CONFIG_A: asked for y, is not set", "CONFIG_N: asked for 64, is 8", "CONFIG_B: asked for not set, is y",]
         );
     }
 

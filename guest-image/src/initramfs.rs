@@ -12,14 +12,8 @@ use crate::cpio::{CpioError, Writer};
 
 /// A pod pays for every byte twice, in memory and in boot time.
 const MAX_BYTES: usize = 6 << 20;
-const DIRECTORIES: [(&str, u32); 6] = [
-    ("dev", 0o755),
-    ("proc", 0o555),
-    ("root", 0o700),
-    ("run", 0o755),
-    ("sys", 0o555),
-    ("tmp", 0o1777),
-];
+const DIRECTORIES: [(&str, u32); 6] =
+    [("dev", 0o755), ("proc", 0o555), ("root", 0o700), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777)];
 
 /// How the archive is compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -55,30 +49,14 @@ pub enum InitramfsError {
 }
 
 /// Packs `agent` and writes the initramfs to `output`, which is replaced in one step. Returns its size in bytes.
-pub fn write(
-    agent: &Path,
-    output: &Path,
-    compression: Compression,
-) -> Result<usize, InitramfsError> {
-    let program = fs::read(agent).map_err(|source| InitramfsError::Agent {
-        path: agent.to_path_buf(),
-        source,
-    })?;
-    runnable(&program).map_err(|reason| InitramfsError::NotRunnable {
-        path: agent.to_path_buf(),
-        reason,
-    })?;
+pub fn write(agent: &Path, output: &Path, compression: Compression) -> Result<usize, InitramfsError> {
+    let program = fs::read(agent).map_err(|source| InitramfsError::Agent { path: agent.to_path_buf(), source })?;
+    runnable(&program).map_err(|reason| InitramfsError::NotRunnable { path: agent.to_path_buf(), reason })?;
     let packed = compress(&pack(&program)?, compression).map_err(InitramfsError::Compress)?;
     if packed.len() > MAX_BYTES {
-        return Err(InitramfsError::TooLarge {
-            agent: agent.to_path_buf(),
-            size: packed.len(),
-        });
+        return Err(InitramfsError::TooLarge { agent: agent.to_path_buf(), size: packed.len() });
     }
-    replace(output, &packed).map_err(|source| InitramfsError::Write {
-        path: output.to_path_buf(),
-        source,
-    })?;
+    replace(output, &packed).map_err(|source| InitramfsError::Write { path: output.to_path_buf(), source })?;
     Ok(packed.len())
 }
 
@@ -110,18 +88,9 @@ fn compress(archive: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
 fn runnable(program: &[u8]) -> Result<(), &'static str> {
     const NOT_ELF: &str = "it is not a complete x86-64 ELF program";
     const PT_INTERP: usize = 3;
-    let bytes = |at: usize, count: usize| {
-        at.checked_add(count)
-            .and_then(|end| program.get(at..end))
-            .ok_or(NOT_ELF)
-    };
-    let number = |at, count| {
-        bytes(at, count).map(|b| {
-            b.iter()
-                .rev()
-                .fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte))
-        })
-    };
+    let bytes = |at: usize, count: usize| at.checked_add(count).and_then(|end| program.get(at..end)).ok_or(NOT_ELF);
+    let number =
+        |at, count| bytes(at, count).map(|b| b.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)));
 
     let (class, machine) = (number(4, 1)?, number(18, 2)?);
     if bytes(0, 4)? != b"\x7fELF" || (class, machine) != (2, 62) {
@@ -132,10 +101,8 @@ fn runnable(program: &[u8]) -> Result<(), &'static str> {
         let at = table.checked_add(index * entry_size).ok_or(NOT_ELF)?;
         bytes(at, entry_size)?;
         if number(at, 4)? == PT_INTERP {
-            return Err(
-                "it is linked dynamically, and the initramfs holds no libraries; \
-                        build it with RUSTFLAGS=\"-C target-feature=+crt-static\"",
-            );
+            return Err("it is linked dynamically, and the initramfs holds no libraries; \
+                        build it with RUSTFLAGS=\"-C target-feature=+crt-static\"");
         }
     }
     Ok(())
@@ -195,21 +162,14 @@ mod tests {
         assert_eq!(compress(&archive, Compression::None).unwrap(), archive);
         let mut unpacked = Vec::new();
         let gzip = compress(&archive, Compression::Gzip).unwrap();
-        io::Read::read_to_end(
-            &mut flate2::read::GzDecoder::new(gzip.as_slice()),
-            &mut unpacked,
-        )
-        .unwrap();
+        io::Read::read_to_end(&mut flate2::read::GzDecoder::new(gzip.as_slice()), &mut unpacked).unwrap();
         assert_eq!(unpacked, archive);
     }
 
     #[test]
     fn only_what_does_not_fit_is_compressed() {
         let small = vec![0; MAX_BYTES];
-        assert_eq!(
-            compress(&small, Compression::Auto).unwrap().len(),
-            MAX_BYTES
-        );
+        assert_eq!(compress(&small, Compression::Auto).unwrap().len(), MAX_BYTES);
         let large = vec![0; MAX_BYTES + 1];
         assert!(compress(&large, Compression::Auto).unwrap().len() < 100_000);
     }

@@ -29,21 +29,14 @@ pub enum JobError {
         "{program} failed with {status} while building the guest kernel \
          (`scripts/deps.sh` installs what a build needs); the whole log is {log}, its end:\n{tail}"
     )]
-    Failed {
-        program: String,
-        status: ExitStatus,
-        log: PathBuf,
-        tail: String,
-    },
+    Failed { program: String, status: ExitStatus, log: PathBuf, tail: String },
 }
 
 /// A command that dies with us and whose result does not depend on who calls us, or from where.
 fn command(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM", "--", program]);
-    command
-        .env_clear()
-        .envs(env::vars_os().filter(|(key, _)| key == "PATH" || key == "HOME" || key == "TMPDIR"));
+    command.env_clear().envs(env::vars_os().filter(|(key, _)| key == "PATH" || key == "HOME" || key == "TMPDIR"));
     command.envs([
         ("LC_ALL", "C"),
         ("KBUILD_BUILD_TIMESTAMP", "1970-01-01 00:00:00 UTC"),
@@ -70,29 +63,15 @@ impl Job {
         program: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<(), JobError> {
-        let cannot_run = |source| JobError::Run {
-            program: program.to_owned(),
-            source,
-        };
-        let cannot_log = |source| JobError::Log {
-            path: self.log_path.clone(),
-            source,
-        };
+        let cannot_run = |source| JobError::Run { program: program.to_owned(), source };
+        let cannot_log = |source| JobError::Log { path: self.log_path.clone(), source };
 
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(&self.log_path);
+        let log = File::options().append(true).create(true).open(&self.log_path);
         let mut log = log.map_err(cannot_log)?;
         let (output, input) = io::pipe().map_err(cannot_run)?;
         let mut command = command(program);
-        command
-            .current_dir(dir)
-            .args(arguments)
-            .stdin(Stdio::null());
-        command
-            .stdout(input.try_clone().map_err(cannot_run)?)
-            .stderr(input);
+        command.current_dir(dir).args(arguments).stdin(Stdio::null());
+        command.stdout(input.try_clone().map_err(cannot_run)?).stderr(input);
         let mut child = command.spawn().map_err(cannot_run)?;
         // It holds the pipe's writing end, and would hide that the child closed it.
         drop(command);
@@ -110,27 +89,16 @@ impl Job {
             return Ok(());
         }
         let tail = tail.make_contiguous().join("\n");
-        Err(JobError::Failed {
-            program: program.to_owned(),
-            status,
-            log: self.log_path.clone(),
-            tail,
-        })
+        Err(JobError::Failed { program: program.to_owned(), status, log: self.log_path.clone(), tail })
     }
 }
 
 /// The lines of `output` as they come, each one a step; the clock is shown while there are none.
-fn lines(
-    output: impl Read + Send + 'static,
-    progress: &mut Progress,
-) -> impl Iterator<Item = String> {
+fn lines(output: impl Read + Send + 'static, progress: &mut Progress) -> impl Iterator<Item = String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 return;
             }
         }
@@ -155,10 +123,7 @@ mod tests {
     use std::fs;
 
     fn job(dir: &Path) -> Job {
-        Job {
-            log_path: dir.join("log"),
-            progress: Progress::start("test", 1),
-        }
+        Job { log_path: dir.join("log"), progress: Progress::start("test", 1) }
     }
 
     #[test]
@@ -176,18 +141,14 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = job(dir.path())
-            .run(dir.path(), "no-such-program", [""; 0])
-            .unwrap_err();
+        let error = job(dir.path()).run(dir.path(), "no-such-program", [""; 0]).unwrap_err();
         assert!(error.to_string().contains("no-such-program"), "{error}");
     }
 
     #[test]
     fn a_caller_inside_make_does_not_leak_its_flags() {
         let dir = tempfile::tempdir().unwrap();
-        job(dir.path())
-            .run(dir.path(), "sh", ["-c", "env > out"])
-            .unwrap();
+        job(dir.path()).run(dir.path(), "sh", ["-c", "env > out"]).unwrap();
         let environment = fs::read_to_string(dir.path().join("out")).unwrap();
         assert!(environment.contains("PATH="));
         assert!(!environment.contains("CARGO_"), "{environment}");

@@ -43,29 +43,18 @@ pub enum KernelError {
     #[error("the guest kernel was not built yet (looked for {path}); run `make guest`")]
     NotBuilt { path: PathBuf },
     #[error("cannot {action} {path} while building the guest kernel")]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(
         "the kernel source {source_path} cannot satisfy guest-image/kernel.config:\n  {}\n\
          a dependency is missing from the fragment, or this kernel version names it differently",
         lacking.join("\n  ")
     )]
-    Lacking {
-        source_path: PathBuf,
-        lacking: Vec<String>,
-    },
+    Lacking { source_path: PathBuf, lacking: Vec<String> },
 }
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KernelError {
     let path = path.to_path_buf();
-    move |source| KernelError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| KernelError::Io { action, path, source }
 }
 
 /// Which kernel to build, and where it is cached.
@@ -80,10 +69,7 @@ impl Recipe {
     pub fn from_env() -> Result<Self, KernelError> {
         let named = env::var_os("KERNEL_SOURCE").filter(|value| !value.is_empty());
         let path = named.map_or_else(|| PathBuf::from(DISTRIBUTION_SOURCE), PathBuf::from);
-        let unreadable = |source| KernelError::Source {
-            path: path.clone(),
-            source,
-        };
+        let unreadable = |source| KernelError::Source { path: path.clone(), source };
         let source = fs::canonicalize(&path).map_err(unreadable)?;
         let digest = digest_file(&source).map_err(unreadable)?;
         let entry = Entry::new(cache::root()?, format!("kernel-{}", key(FRAGMENT, &digest)));
@@ -93,11 +79,7 @@ impl Recipe {
     /// The cached kernel.
     pub fn built(&self) -> Result<PathBuf, KernelError> {
         let path = self.entry.path().join("vmlinux");
-        if path.is_file() {
-            Ok(path)
-        } else {
-            Err(KernelError::NotBuilt { path })
-        }
+        if path.is_file() { Ok(path) } else { Err(KernelError::NotBuilt { path }) }
     }
 
     /// Builds the kernel unless it is cached; several builders at once make it once.
@@ -125,28 +107,17 @@ impl Recipe {
             }
             _ => {}
         }
-        let mut job = Job {
-            log_path: slot.log_path(),
-            progress: Progress::start("kernel", USUAL_STEPS),
-        };
+        let mut job = Job { log_path: slot.log_path(), progress: Progress::start("kernel", USUAL_STEPS) };
 
         eprintln!("kernel: building from {}", self.source.display());
         let unpack = ["-x", "--strip-components=1", "-f"].map(OsStr::new);
-        job.run(
-            &tree,
-            "tar",
-            unpack.into_iter().chain([self.source.as_os_str()]),
-        )?;
+        job.run(&tree, "tar", unpack.into_iter().chain([self.source.as_os_str()]))?;
         self.configure(&mut job, &tree)?;
         let jobs = thread::available_parallelism().map_or(1, usize::from);
         job.run(&tree, "make", [format!("-j{jobs}").as_str(), "vmlinux"])?;
         let vmlinux = staged.join("vmlinux");
         let strip = ["--strip-all", "vmlinux", "-o"].map(OsStr::new);
-        job.run(
-            &tree,
-            "strip",
-            strip.into_iter().chain([vmlinux.as_os_str()]),
-        )?;
+        job.run(&tree, "strip", strip.into_iter().chain([vmlinux.as_os_str()]))?;
         for (from, to) in [(".config", "config"), ("System.map", "System.map")] {
             fs::copy(tree.join(from), staged.join(to)).map_err(at("copy", &tree.join(from)))?;
         }
@@ -171,10 +142,7 @@ impl Recipe {
         if lacking.is_empty() {
             return Ok(());
         }
-        Err(KernelError::Lacking {
-            source_path: self.source.clone(),
-            lacking,
-        })
+        Err(KernelError::Lacking { source_path: self.source.clone(), lacking })
     }
 }
 
@@ -184,11 +152,7 @@ fn key(fragment: &str, source_digest: &[u8]) -> String {
     hash.update(RECIPE_VERSION.to_le_bytes());
     hash.update(source_digest);
     hash.update(fragment);
-    hash.finalize()
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn digest_file(path: &Path) -> io::Result<Vec<u8>> {

@@ -16,11 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[derive(Parser)]
-#[command(
-    name = "bulkhead-guest-image",
-    about = "Builds the guest kernel and the initramfs of a pod",
-    version
-)]
+#[command(name = "bulkhead-guest-image", about = "Builds the guest kernel and the initramfs of a pod", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -70,21 +66,11 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Kernel => {
             println!("{}", kernel::Recipe::from_env()?.build()?.display());
         }
-        Command::Initramfs {
-            agent,
-            output,
-            compression,
-        } => {
+        Command::Initramfs { agent, output, compression } => {
             let size = initramfs::write(&agent, &output, compression)?;
-            eprintln!(
-                "initramfs: {} ({} KiB)",
-                output.display(),
-                size.div_ceil(1024)
-            );
+            eprintln!("initramfs: {} ({} KiB)", output.display(), size.div_ceil(1024));
         }
-        Command::Path {
-            artifact: Artifact::Kernel,
-        } => {
+        Command::Path { artifact: Artifact::Kernel } => {
             println!("{}", kernel::Recipe::from_env()?.built()?.display());
         }
     }

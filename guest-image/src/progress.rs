@@ -23,14 +23,7 @@ impl Progress {
     /// Starts the clock of `what`, which usually takes about `expected` steps.
     pub fn start(what: &'static str, expected: usize) -> Self {
         let now = Instant::now();
-        Self {
-            what,
-            terminal: io::stderr().is_terminal(),
-            steps: 0,
-            expected,
-            started: now,
-            shown: now,
-        }
+        Self { what, terminal: io::stderr().is_terminal(), steps: 0, expected, started: now, shown: now }
     }
 
     /// One more step is done.
@@ -41,11 +34,7 @@ impl Progress {
 
     /// Gives the display a chance to show that time passes.
     pub fn tick(&mut self) {
-        let interval = if self.terminal {
-            TERMINAL_INTERVAL
-        } else {
-            PLAIN_INTERVAL
-        };
+        let interval = if self.terminal { TERMINAL_INTERVAL } else { PLAIN_INTERVAL };
         if self.shown.elapsed() < interval {
             return;
         }
@@ -72,11 +61,7 @@ impl Progress {
 fn describe(what: &str, steps: usize, expected: usize, elapsed: Duration) -> String {
     let percent = (steps * 100 / expected.max(1)).min(99);
     let seconds = elapsed.as_secs();
-    format!(
-        "{what}: {steps} of about {expected} steps ({percent} %), {}m{:02}s",
-        seconds / 60,
-        seconds % 60
-    )
+    format!("{what}: {steps} of about {expected} steps ({percent} %), {}m{:02}s", seconds / 60, seconds % 60)
 }
 
 #[cfg(test)]

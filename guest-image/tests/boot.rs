@@ -2,10 +2,7 @@
 //!
 //! The program in the initramfs is busybox, which as `/init` looks for its scripts and tells that there are none.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test says by panicking that it failed"
-)]
+#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
 use std::io::{self, BufRead, BufReader, PipeReader, Write};
 use std::path::{Path, PathBuf};
@@ -29,14 +26,9 @@ impl Machine {
         let mut command = Command::new("timeout");
         command.args(MACHINE.split_whitespace()).arg(kernel);
         command.arg("-initrd").arg(initramfs);
-        command
-            .arg("-append")
-            .arg(format!("console=ttyS0 reboot=t panic=-1 {parameters}"));
+        command.arg("-append").arg(format!("console=ttyS0 reboot=t panic=-1 {parameters}"));
         let (console, output) = io::pipe().unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output);
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
         let child = command.spawn().unwrap();
         let console = BufReader::new(console);
         Self { child, console }
@@ -63,18 +55,13 @@ impl Drop for Machine {
             return;
         }
         // timeout passes SIGTERM on to QEMU; SIGKILL would leave QEMU behind.
-        let _ = Command::new("kill")
-            .arg(self.child.id().to_string())
-            .status();
+        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
         let _ = self.child.wait();
     }
 }
 
 fn tool(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_bulkhead-guest-image"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    Command::new(env!("CARGO_BIN_EXE_bulkhead-guest-image")).args(arguments).output().unwrap()
 }
 
 /// The cached kernel, or nothing after telling what is lacking.
@@ -88,14 +75,9 @@ fn kernel() -> Option<PathBuf> {
     } else if !Path::new(BUSYBOX).exists() {
         format!("{BUSYBOX} does not exist (package busybox-static)")
     } else {
-        return Some(PathBuf::from(
-            String::from_utf8(found.stdout).unwrap().trim(),
-        ));
+        return Some(PathBuf::from(String::from_utf8(found.stdout).unwrap().trim()));
     };
-    #[expect(
-        clippy::explicit_write,
-        reason = "eprintln! would be captured, and nobody told"
-    )]
+    #[expect(clippy::explicit_write, reason = "eprintln! would be captured, and nobody told")]
     writeln!(io::stderr(), "skipped: boot: {lacking}").unwrap();
     None
 }
@@ -103,20 +85,8 @@ fn kernel() -> Option<PathBuf> {
 fn initramfs(dir: &Path, compression: &str) -> PathBuf {
     let output = dir.join(compression);
     let path = output.to_str().unwrap();
-    let made = tool(&[
-        "initramfs",
-        "--agent",
-        BUSYBOX,
-        "--output",
-        path,
-        "--compression",
-        compression,
-    ]);
-    assert!(
-        made.status.success(),
-        "{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
+    let made = tool(&["initramfs", "--agent", BUSYBOX, "--output", path, "--compression", compression]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     output
 }
 
@@ -133,11 +103,7 @@ fn the_kernel_starts_init_from_each_kind_of_initramfs() {
 fn a_panic_is_told_on_the_console_and_ends_the_machine() {
     let Some(kernel) = kernel() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut machine = Machine::start(
-        &kernel,
-        &initramfs(dir.path(), "none"),
-        "quiet rdinit=/absent",
-    );
+    let mut machine = Machine::start(&kernel, &initramfs(dir.path(), "none"), "quiet rdinit=/absent");
     machine.until(PANIC);
     machine.until("Call Trace");
     assert!(machine.child.wait().unwrap().success());
@@ -150,8 +116,5 @@ fn virtio_devices_of_the_command_line_are_probed() {
     // Nothing answers at that address, and the driver says so: the parameter is understood.
     let parameter = "loglevel=7 virtio_mmio.device=4K@0xd0000000:5";
     let log = Machine::start(&kernel, &initramfs(dir.path(), "none"), parameter).until(ALIVE);
-    assert!(
-        log.contains("virtio-mmio: Registering device virtio-mmio.0 at 0xd0000000"),
-        "{log}"
-    );
+    assert!(log.contains("virtio-mmio: Registering device virtio-mmio.0 at 0xd0000000"), "{log}");
 }
