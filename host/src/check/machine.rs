@@ -78,7 +78,7 @@ pub(super) fn files(config: &Config) -> Vec<Finding> {
 
 fn image(name: &'static str, path: &Path, key: &str) -> Finding {
     let missing = |found| {
-        let to_do = format!("build the guest image (make guest-image), or set {key} in [guest]");
+        let to_do = format!("build it (make guest) and install it (make install), or set {key} in [guest]");
         Finding::lacking(name, Level::Missing, found, to_do)
     };
     match fs::metadata(path) {

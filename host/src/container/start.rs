@@ -22,8 +22,9 @@ async fn start_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), C
     let sandbox = node.sandboxes.find("sandbox", &record.sandbox_id)?;
     let live = sandbox.live("starting a container")?;
     let request = agent::StartContainerRequest { container_id: record.id.clone(), ..Default::default() };
+    let at = now_ns();
     match live.agent.start_container(request).await {
-        Ok(_) => container.take(ContainerEvent::Started { at: now_ns() }).await,
+        Ok(_) => container.take(ContainerEvent::Started { at }).await,
         Err(error) => {
             let exit = Exit {
                 code: 128,

@@ -6,6 +6,7 @@
 //!    |                 Ended                Ended
 //!    v                   v                    v
 //! Removing <--Remove-- Exited <---------------+
+//!                      (Started may still arrive: a short command ends before its start is recorded)
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,8 @@ impl ContainerState {
             (S::Created, E::Started { at }) => S::Running { started_at: at },
             (S::Created, E::Ended(exit)) => S::Exited { started_at: 0, exit },
             (S::Running { started_at }, E::Ended(exit)) => S::Exited { started_at, exit },
+            // A short command may be over before its start is recorded.
+            (S::Exited { started_at: 0, exit }, E::Started { at }) => S::Exited { started_at: at, exit },
             (kept @ S::Exited { .. }, E::Ended(_)) => kept,
             (S::Removing, E::Ended(_)) => S::Removing,
             (_, E::Remove) => S::Removing,
@@ -111,14 +114,15 @@ mod tests {
     fn every_state_meets_every_event() {
         let exit = |code| Exit { code, reason: "Error".into(), message: String::new(), finished_at: 9 };
         let exited = |started_at, code| S::Exited { started_at, exit: exit(code) };
-        let states = [S::Creating, S::Created, S::Running { started_at: 5 }, exited(5, 1), S::Removing];
+        let states = [S::Creating, S::Created, S::Running { started_at: 5 }, exited(0, 1), exited(4, 1), S::Removing];
         let events = [E::Built, E::Started { at: 5 }, E::Ended(exit(2)), E::Remove];
         #[rustfmt::skip]
         let expected = [
             [Some(S::Created), None, None, Some(S::Removing)],
             [None, Some(S::Running { started_at: 5 }), Some(exited(0, 2)), Some(S::Removing)],
             [None, None, Some(exited(5, 2)), Some(S::Removing)],
-            [None, None, Some(exited(5, 1)), Some(S::Removing)],
+            [None, Some(exited(5, 1)), Some(exited(0, 1)), Some(S::Removing)],
+            [None, None, Some(exited(4, 1)), Some(S::Removing)],
             [None, None, Some(S::Removing), Some(S::Removing)],
         ];
         for (state, row) in states.iter().zip(expected) {
