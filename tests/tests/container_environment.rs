@@ -282,8 +282,8 @@ fn stop_asks_before_it_kills(s: &mut Suite) -> Result<()> {
 
 fn an_impossible_command_is_told(s: &mut Suite) -> Result<()> {
     let image = s.f.image("busybox")?;
-    for (command, why) in [("/bin/not-there", "no such file"), ("/etc/passwd", "permission denied")] {
-        let error = s.pod.start(&Spec::new(&image, &[command])).err().with_context(|| format!("{command} runs"))?;
+    for (name, command, why) in [("absent", "/bin/not-there", "no such file"), ("text", "/etc/passwd", "permission denied")] {
+        let error = s.pod.start(&Spec::new(&image, &[command]).named(name)).err().with_context(|| format!("{command} runs"))?;
         ensure!(error.message.contains(command) && error.message.to_lowercase().contains(why), "{error}");
     }
     Ok(())
