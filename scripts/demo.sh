@@ -54,16 +54,22 @@ mkdir -p "$dir"/{root,run,logs,cni,registry}
 output=$dir/output errors=$dir/errors
 daemon='' registry=''
 
+# A signal may arrive while a step's output goes to a file.
+exec 7>&2
 clean_up() {
     local status=$?
+    exec >&7 2>&1
     trap '' INT TERM
     trap - EXIT
     for process in $daemon $registry; do
         kill "$process" 2>/dev/null || true
         wait "$process" 2>/dev/null || true
     done
-    "$tests/leftovers" "$dir" && rm -f "$dir.lock"
-    [ "$status" -eq 0 ] || say "demo: stopped; everything it made is removed"
+    if ! "$tests/leftovers" "$dir"; then
+        say "demo: the above could not be removed; the next \`make demo\` tries again"
+    elif [ "$status" -ne 0 ]; then
+        say "demo: stopped; everything it made is removed"
+    fi
     exit "$status"
 }
 trap clean_up EXIT
@@ -77,7 +83,7 @@ log: {level: info, formatter: text}
 storage: {filesystem: {rootdirectory: $dir/registry}}
 http: {addr: '127.0.0.1:0'}
 EOF
-    OTEL_TRACES_EXPORTER=none docker-registry serve "$dir/registry/config.yml" >"$dir/registry.log" 2>&1 8>&- &
+    OTEL_TRACES_EXPORTER=none docker-registry serve "$dir/registry/config.yml" >"$dir/registry.log" 2>&1 7>&- 8>&- &
     registry=$!
     wait_for "the registry to listen" 20 grep -q 'listening on 127' "$dir/registry.log"
     address=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$dir/registry.log" | head -n 1)
@@ -139,7 +145,7 @@ EOF
 }
 
 start_daemon() {
-    "$BULKHEAD_BIN" serve --config "$dir/config.toml" >"$dir/daemon.log" 2>&1 8>&- &
+    "$BULKHEAD_BIN" serve --config "$dir/config.toml" >"$dir/daemon.log" 2>&1 7>&- 8>&- &
     daemon=$!
     wait_for "the daemon's socket" 60 answers
 }
@@ -188,7 +194,7 @@ by_crictl() {
 
 by_run_alone() {
     title "A pod, by bulkhead run"
-    say "  (crictl is not here and there is no Go to build it, so this shows bulkhead run alone)"
+    echo "  (crictl is not here and there is no Go to build it, so this shows bulkhead run alone)"
     step "bulkhead run busybox:1 -- uname -r" bulkhead_run "$address/busybox:1" -- uname -r
     local kernel code=0
     kernel=$(cat "$output")

@@ -75,15 +75,18 @@ fn end_processes(directory: &Path, cgroup: &str) -> Result<()> {
 
 fn remove_cgroups(cgroup: &str) -> Result<()> {
     let Some(directory) = host::cgroup_directory(cgroup).filter(|_| !cgroup.is_empty()) else { return Ok(()) };
-    for below in host::cgroups_below(cgroup).iter().map(Path::new).chain([directory.as_path()]) {
-        match fs::remove_dir(below) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove cgroup {}", below.display()));
+    // A process that was killed stays in its cgroup until it has given back its memory.
+    wait::until_ok("cgroups to be empty", Duration::from_secs(20), || {
+        for below in host::cgroups_below(cgroup).iter().map(Path::new).chain([directory.as_path()]) {
+            match fs::remove_dir(below) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove cgroup {}", below.display()));
+                }
+                _ => {}
             }
-            _ => {}
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn remove_namespace(name: &str) -> Result<()> {
