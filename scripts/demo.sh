@@ -68,7 +68,7 @@ clean_up() {
     if ! "$tests/leftovers" "$dir"; then
         say "demo: the above could not be removed; the next \`make demo\` tries again"
     elif [ "$status" -ne 0 ]; then
-        say "demo: stopped; everything it made is removed"
+        printf '\ndemo: stopped; everything it made is removed\n'
     fi
     exit "$status"
 }

@@ -34,8 +34,10 @@ impl Network {
     /// # Errors
     /// [`Skipped`] without the reference plugins; else when files cannot be written.
     pub fn create(directory: &Path) -> Result<Self> {
-        let plugins = PLUGIN_DIRECTORIES.iter().find(|d| ["bridge", "host-local"].iter().all(|p| Path::new(d).join(p).exists()));
-        let plugins = plugins.ok_or_else(|| Skipped::because("no CNI plugins are installed (package containernetworking-plugins)"))?;
+        let plugins =
+            PLUGIN_DIRECTORIES.iter().find(|d| ["bridge", "host-local"].iter().all(|p| Path::new(d).join(p).exists()));
+        let plugins = plugins
+            .ok_or_else(|| Skipped::because("no CNI plugins are installed (package containernetworking-plugins)"))?;
         let own = directory.join("cni-bin");
         let network = Self {
             conf_dir: directory.join("cni"),
@@ -137,7 +139,8 @@ pub fn remove_bridge(name: &str) {
 
 /// A /24 of 10.128.0.0/9 that no route of this host touches.
 fn free_prefix() -> Result<String> {
-    let routes = command::run("ip", &["-4", "route", "show", "table", "all"], Duration::from_secs(10))?.success()?.stdout;
+    let routes =
+        command::run("ip", &["-4", "route", "show", "table", "all"], Duration::from_secs(10))?.success()?.stdout;
     let seed = process::id() as usize;
     (0..1000)
         .map(|attempt| (seed + attempt * 7) % (128 * 256))

@@ -88,9 +88,8 @@ pub fn run_command(command: &mut Command, limit: Duration) -> Result<Output> {
     if status.is_err() {
         child.kill().and_then(|()| child.wait()).with_context(|| format!("cannot kill `{line}`"))?;
     }
-    let text = |thread: thread::JoinHandle<Vec<u8>>| {
-        String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned()
-    };
+    let text =
+        |thread: thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&thread.join().unwrap_or_default()).into_owned();
     let (stdout, stderr) = (text(stdout), text(stderr));
     let status = status.with_context(|| format!("its output until then:\n{stdout}{stderr}"))?;
     Ok(Output { command: line, status, stdout, stderr })

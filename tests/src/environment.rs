@@ -68,7 +68,9 @@ impl Environment {
     /// # Errors
     /// [`Skipped`] when there is none.
     pub fn crictl(&self) -> Result<&Path, Skipped> {
-        self.crictl.as_deref().ok_or_else(|| Skipped::because("there is no crictl (scripts/tools.sh builds one where Go is found)"))
+        self.crictl
+            .as_deref()
+            .ok_or_else(|| Skipped::because("there is no crictl (scripts/tools.sh builds one where Go is found)"))
     }
 }
 

@@ -200,9 +200,9 @@ impl SuiteFixture for Fixture {
     }
 
     fn finish(mut self) -> Result<()> {
-        let left = self.remove_pods(&BTreeSet::new()).and_then(|()| {
-            leaks::assert_none(&self.scope(), self.daemon.pid(), &self.before)
-        });
+        let left = self
+            .remove_pods(&BTreeSet::new())
+            .and_then(|()| leaks::assert_none(&self.scope(), self.daemon.pid(), &self.before));
         if left.is_err() {
             self.show_logs();
         }

@@ -135,8 +135,7 @@ impl Pod {
     /// # Errors
     /// The daemon's status.
     pub fn run(cri: &Rc<Cri>, config: cri::PodSandboxConfig, handler: &str) -> Result<Self, CallError> {
-        let request =
-            cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
+        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         let id = cri.run_pod_sandbox(request)?.pod_sandbox_id;
         Ok(Self { id, config, cri: cri.clone() })
     }

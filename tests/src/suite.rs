@@ -169,7 +169,10 @@ fn record(tally: &mut Tally, name: &str, result: Result<()>, seconds: f64) {
                 say(&format!("skipped: {name}: {why}"));
             }
             None => {
-                say(&format!("test {name} ... FAILED ({seconds:.1} s)\n    {}", format!("{error:#}").replace('\n', "\n    ")));
+                say(&format!(
+                    "test {name} ... FAILED ({seconds:.1} s)\n    {}",
+                    format!("{error:#}").replace('\n', "\n    ")
+                ));
                 tally.failed.push(name.to_owned());
             }
         },

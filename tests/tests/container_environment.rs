@@ -101,7 +101,9 @@ fn the_pod_can_say_otherwise(s: &mut Suite) -> Result<()> {
 }
 
 fn users_of_the_image_are_honoured(s: &mut Suite) -> Result<()> {
-    for (image, wanted) in [("user-name", "1000:1000 1000 2000 2001"), ("user-number", "1234:5678 5678"), ("busybox", "0:0 0")] {
+    for (image, wanted) in
+        [("user-name", "1000:1000 1000 2000 2001"), ("user-number", "1234:5678 5678"), ("busybox", "0:0 0")]
+    {
         let spec = Spec::shell(&s.f.image(image)?, "echo $(id -u):$(id -g) $(id -G)");
         same(image, s.once(&spec)?.stdout.trim_end(), wanted)?;
     }
@@ -167,7 +169,9 @@ fn capabilities_are_the_usual_ones_unless_changed(s: &mut Suite) -> Result<()> {
 
 fn no_new_privileges_is_set(s: &mut Suite) -> Result<()> {
     for (wanted, text) in [(true, "1"), (false, "0")] {
-        let seen = s.script("grep ^NoNewPrivs /proc/self/status | cut -f2", |spec| spec.security(|c| c.no_new_privs = wanted))?;
+        let seen = s.script("grep ^NoNewPrivs /proc/self/status | cut -f2", |spec| {
+            spec.security(|c| c.no_new_privs = wanted)
+        })?;
         same("NoNewPrivs", &seen, text)?;
     }
     Ok(())
@@ -195,7 +199,11 @@ fn a_read_only_root_cannot_be_written(s: &mut Suite) -> Result<()> {
 fn a_root_is_writable_and_its_own(s: &mut Suite) -> Result<()> {
     let write = "echo mine > /etc/passwd.new && mv /etc/passwd.new /etc/passwd && rm /bin/wget && cat /etc/passwd";
     same("first", &s.script(write, |spec| spec)?, "mine")?;
-    same("second", &s.script("head -n1 /etc/passwd; ls /bin/wget", |spec| spec)?, "root:x:0:0:root:/root:/bin/sh\n/bin/wget")
+    same(
+        "second",
+        &s.script("head -n1 /etc/passwd; ls /bin/wget", |spec| spec)?,
+        "root:x:0:0:root:/root:/bin/sh\n/bin/wget",
+    )
 }
 
 fn a_terminal_is_one(s: &mut Suite) -> Result<()> {
@@ -209,7 +217,11 @@ fn a_terminal_is_one(s: &mut Suite) -> Result<()> {
 fn hostname_hosts_and_resolver_are_the_pods(s: &mut Suite) -> Result<()> {
     same("hostname", &s.script("hostname", |spec| spec)?, "environment")?;
     let resolver = s.script("cat /etc/resolv.conf", |spec| spec)?;
-    same("resolv.conf", &resolver, "search default.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5")?;
+    same(
+        "resolv.conf",
+        &resolver,
+        "search default.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5",
+    )?;
     let hosts = s.script("cat /etc/hosts", |spec| spec)?;
     ensure!(hosts.contains(&format!("{}\tenvironment", s.pod.address()?)), "hosts: {hosts}");
     Ok(())
@@ -282,15 +294,19 @@ fn stop_asks_before_it_kills(s: &mut Suite) -> Result<()> {
 
 fn an_impossible_command_is_told(s: &mut Suite) -> Result<()> {
     let image = s.f.image("busybox")?;
-    for (name, command, why) in [("absent", "/bin/not-there", "no such file"), ("text", "/etc/passwd", "permission denied")] {
-        let error = s.pod.start(&Spec::new(&image, &[command]).named(name)).err().with_context(|| format!("{command} runs"))?;
+    for (name, command, why) in
+        [("absent", "/bin/not-there", "no such file"), ("text", "/etc/passwd", "permission denied")]
+    {
+        let error =
+            s.pod.start(&Spec::new(&image, &[command]).named(name)).err().with_context(|| format!("{command} runs"))?;
         ensure!(error.message.contains(command) && error.message.to_lowercase().contains(why), "{error}");
     }
     Ok(())
 }
 
 fn exec_runs_as_the_container_does(s: &mut Suite) -> Result<()> {
-    let spec = Spec::shell(&s.f.image("user-name")?, "sleep 1000").env("WORD", "kept").with(|c| c.working_dir = "/tmp".into());
+    let spec =
+        Spec::shell(&s.f.image("user-name")?, "sleep 1000").env("WORD", "kept").with(|c| c.working_dir = "/tmp".into());
     let container = s.pod.start(&spec)?;
     let seen = container.exec(&["sh", "-c", "echo $(id -u) $WORD $(pwd); echo problem >&2; exit 9"])?;
     same("stdout", &seen.stdout, "1000 kept /tmp\n")?;

@@ -83,7 +83,8 @@ fn a_digest_names_an_image_too(f: &mut Fixture) -> Result<()> {
 }
 
 fn two_tags_are_one_image(f: &mut Fixture) -> Result<()> {
-    let built = Catalogue::new(&busybox::find()?)?.image(json!({ "Cmd": ["sh"], "Labels": { "of": "two" } })).build()?;
+    let built =
+        Catalogue::new(&busybox::find()?)?.image(json!({ "Cmd": ["sh"], "Labels": { "of": "two" } })).build()?;
     f.registry.target().push("tags", "first", &built)?;
     f.registry.target().push("tags", "second", &built)?;
     let (first, second) = (f.registry.image("tags:first"), f.registry.image("tags:second"));
@@ -160,7 +161,10 @@ fn refused(f: &Fixture, image: &str) -> Result<String> {
 
 fn an_image_that_does_not_exist_is_told(f: &mut Fixture) -> Result<()> {
     let message = refused(f, &f.registry.image("never-pushed"))?;
-    ensure!(message.contains("not found") || message.contains("does not exist") || message.contains("404"), "{message}");
+    ensure!(
+        message.contains("not found") || message.contains("does not exist") || message.contains("404"),
+        "{message}"
+    );
     let message = refused(f, &f.registry.image("busybox:no-such-tag"))?;
     ensure!(message.contains("no-such-tag"), "{message}");
     let message = f.cri().pull("UPPER case is no name").err().context("a bad name was pulled")?.message;
@@ -216,7 +220,9 @@ fn raw_entry(name: &str) -> Vec<u8> {
 fn tar_header(name: &str) -> Vec<u8> {
     let mut header = vec![0; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
-    for (at, field) in [(100, "0000644\0"), (108, "0000000\0"), (116, "0000000\0"), (124, "00000000010\0"), (136, "00000000000\0")] {
+    for (at, field) in
+        [(100, "0000644\0"), (108, "0000000\0"), (116, "0000000\0"), (124, "00000000010\0"), (136, "00000000000\0")]
+    {
         header[at..at + field.len()].copy_from_slice(field.as_bytes());
     }
     header[156] = b'0';

@@ -44,10 +44,16 @@ fn pods_reach_each_other_and_the_host(f: &mut Fixture) -> Result<()> {
     let server = web(f, "server")?;
     let client = f.pod("client")?;
     ensure!(client.address()? != server.address()?, "two pods have one address");
-    let script = format!("wget -q -O - http://{}/ && ping -c 1 -W 5 {} >/dev/null && echo host", server.address()?, f.network.gateway());
+    let script = format!(
+        "wget -q -O - http://{}/ && ping -c 1 -W 5 {} >/dev/null && echo host",
+        server.address()?,
+        f.network.gateway()
+    );
     let outcome = client.once(&f.shell(&script)?)?;
     ensure!(outcome.stdout == format!("{PAGE}host\n"), "{outcome:?}");
-    let inside = client.once(&f.shell("ip -4 -o addr show eth0; ip route; cat /sys/class/net/eth0/mtu; ip -o link show lo")?)?.stdout;
+    let inside = client
+        .once(&f.shell("ip -4 -o addr show eth0; ip route; cat /sys/class/net/eth0/mtu; ip -o link show lo")?)?
+        .stdout;
     ensure!(inside.contains(&format!("{}/24", client.address()?)), "{inside}");
     ensure!(inside.contains(&format!("default via {}", f.network.gateway())), "{inside}");
     ensure!(inside.contains("1500") && inside.contains("LOOPBACK,UP"), "{inside}");
@@ -81,7 +87,8 @@ fn list(kind: &str) -> Value {
     json!({ "cniVersion": "1.0.0", "name": "broken-net", "plugins": [{ "type": kind }] })
 }
 
-const VERSIONS: &str = r#"[ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' && exit 0"#;
+const VERSIONS: &str =
+    r#"[ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' && exit 0"#;
 
 /// The message of a sandbox that must fail with this configuration; then the good one is back and works.
 fn refused(f: &Fixture, configuration: Option<&Value>) -> Result<String> {
@@ -107,7 +114,10 @@ fn a_plugin_that_fails_is_told_in_its_own_words(f: &mut Fixture) -> Result<()> {
     for word in ["dry", "the pool is dry", "10.9.9.0/30 is used up", "broken-net"] {
         ensure!(message.contains(word), "{word:?} is not in {message:?}");
     }
-    f.network.plugin("rude", &format!("{VERSIONS}\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\necho segmentation of something >&2\nexit 3"))?;
+    f.network.plugin(
+        "rude",
+        &format!("{VERSIONS}\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\necho segmentation of something >&2\nexit 3"),
+    )?;
     let message = refused(f, Some(&list("rude")))?;
     ensure!(message.contains("rude") && message.contains("segmentation of something"), "{message}");
     Ok(())

@@ -72,9 +72,7 @@ fn every_verb_works_on_a_container(f: &mut Fixture) -> Result<()> {
     let inspected = crictl.json(&["inspect", &id])?;
     ensure!(inspected["status"]["state"] == "CONTAINER_RUNNING", "{inspected:#}");
     ensure!(inspected["status"]["logPath"] == format!("{}/main_0.log", config.log_directory), "{inspected:#}");
-    wait::until("the log", Duration::from_secs(20), || {
-        Ok((crictl.ok(&["logs", &id])? == "running").then_some(()))
-    })?;
+    wait::until("the log", Duration::from_secs(20), || Ok((crictl.ok(&["logs", &id])? == "running").then_some(())))?;
     let executed = crictl.ok(&["exec", "--sync", &id, "sh", "-c", "echo $((6 * 7)); hostname"])?;
     ensure!(executed == "42\nverbs", "exec printed {executed:?}");
     let failed = crictl.run(&["exec", "--sync", &id, "sh", "-c", "echo to stderr >&2; exit 3"])?;
@@ -130,7 +128,9 @@ fn labels_and_annotations_come_back_unaltered(f: &mut Fixture) -> Result<()> {
 
 fn a_container_ends_with_its_exit_code(f: &mut Fixture) -> Result<()> {
     let pod = f.pod("codes")?;
-    for (script, code, reason) in [("exit 0", 0, "Completed"), ("exit 42", 42, "Error"), ("sh -c 'kill -9 $$'; exit $?", 137, "Error")] {
+    for (script, code, reason) in
+        [("exit 0", 0, "Completed"), ("exit 42", 42, "Error"), ("sh -c 'kill -9 $$'; exit $?", 137, "Error")]
+    {
         let outcome = pod.once(&f.shell(script)?)?;
         ensure!(outcome.code == code, "{script}: {outcome:?}");
         ensure!(outcome.status.reason == reason, "{script}: {:?}", outcome.status);

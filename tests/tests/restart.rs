@@ -85,7 +85,11 @@ fn every_verb_works_after_a_restart(f: &mut Fixture) -> Result<()> {
     let before = (pod.status()?, web.status()?);
     f.daemon.kill()?;
     f.daemon.start_again()?;
-    ensure!((pod.status()?, web.status()?) == before, "statuses changed: {:?} and {before:?}", (pod.status()?, web.status()?));
+    ensure!(
+        (pod.status()?, web.status()?) == before,
+        "statuses changed: {:?} and {before:?}",
+        (pod.status()?, web.status()?)
+    );
     let address = format!("{}:80", pod.address()?);
     wait::until_ok("the web server", Duration::from_secs(10), || http::get(&address, "/"))?;
     ensure!(web.exec(&["echo", "hello"])?.stdout == "hello\n", "exec");

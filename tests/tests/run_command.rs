@@ -51,7 +51,20 @@ fn the_image_is_pulled_and_its_own_command_runs(f: &mut Fixture) -> Result<()> {
 fn a_handler_and_variables_can_be_given(f: &mut Fixture) -> Result<()> {
     let socket = f.daemon.settings.socket().display().to_string();
     let image = f.registry.image("busybox");
-    let arguments = ["run", "--socket", &socket, "--handler", "qemu", "--env", "WORD=spoken", &image, "--", "sh", "-c", "echo $WORD"];
+    let arguments = [
+        "run",
+        "--socket",
+        &socket,
+        "--handler",
+        "qemu",
+        "--env",
+        "WORD=spoken",
+        &image,
+        "--",
+        "sh",
+        "-c",
+        "echo $WORD",
+    ];
     let output = f.daemon.client(&arguments)?.success()?;
     ensure!(output.stdout == "spoken\n", "{output}");
     Ok(())

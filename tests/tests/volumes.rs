@@ -148,7 +148,9 @@ fn owners_and_modes_are_kept(f: &mut Fixture) -> Result<()> {
     std::os::unix::fs::chown(host.join("secret"), Some(1000), Some(2000))?;
     fs::set_permissions(&host, fs::Permissions::from_mode(0o2777))?;
     let pod = f.pod("owners")?;
-    let spec = f.shell("stat -c '%u:%g %a' /data/secret; chown 77:88 /data/mine 2>/dev/null; touch /data/mine; chown 77:88 /data/mine")?;
+    let spec = f.shell(
+        "stat -c '%u:%g %a' /data/secret; chown 77:88 /data/mine 2>/dev/null; touch /data/mine; chown 77:88 /data/mine",
+    )?;
     let outcome = pod.once(&spec.mount(&host, "/data", false))?;
     ensure!(outcome.stdout == "1000:2000 400\n", "{outcome:?}");
     let mine = fs::metadata(host.join("mine"))?;

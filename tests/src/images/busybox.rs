@@ -11,7 +11,8 @@ use super::layer::{Layer, LayerBytes};
 use crate::command;
 use crate::suite::Skipped;
 
-const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:an app:/home/app:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
+const PASSWD: &[u8] =
+    b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:an app:/home/app:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
 const GROUP: &[u8] = b"root:x:0:\napp:x:1000:\nextra:x:2000:app\nmore:x:2001:app,nobody\nnogroup:x:65534:\n";
 
 /// `BUSYBOX`, else where Debian's busybox-static puts it.
@@ -31,7 +32,9 @@ pub fn find() -> Result<PathBuf, Skipped> {
 fn is_static(program: &[u8]) -> bool {
     const PT_INTERP: [u8; 4] = [3, 0, 0, 0];
     let word = |at: usize| program.get(at..at + 2).map(|b| usize::from(b[0]) | usize::from(b[1]) << 8);
-    let Some(offset) = program.get(32..40).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes) else { return false };
+    let Some(offset) = program.get(32..40).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes) else {
+        return false;
+    };
     let (Ok(offset), Some(size), Some(count)) = (usize::try_from(offset), word(54), word(56)) else { return false };
     program.starts_with(b"\x7fELF")
         && (0..count).all(|header| program.get(offset + header * size..).is_some_and(|b| !b.starts_with(&PT_INTERP)))

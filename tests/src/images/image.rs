@@ -113,9 +113,8 @@ impl Image {
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
             "history": diff_ids.iter().map(|_| json!({ "created_by": "bulkhead tests" })).collect::<Vec<_>>(),
         });
-        let layers = self.layers.iter().map(|layer| {
-            Ok(Blob::new(self.layer_type(), compress(&layer.0, self.compression)?))
-        });
+        let layers =
+            self.layers.iter().map(|layer| Ok(Blob::new(self.layer_type(), compress(&layer.0, self.compression)?)));
         Ok(self.with_blobs(&configuration, layers.collect::<Result<_>>()?))
     }
 

@@ -45,7 +45,8 @@ fn holds(pid: u32, directory: &Path) -> bool {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let links = ["cwd", "root"].iter().map(|name| process.join(name));
     let descriptors = names(process.join("fd")).into_iter().map(|name| process.join("fd").join(name));
-    if links.chain(descriptors).filter_map(|link| fs::read_link(link).ok()).any(|target| target.starts_with(directory)) {
+    if links.chain(descriptors).filter_map(|link| fs::read_link(link).ok()).any(|target| target.starts_with(directory))
+    {
         return true;
     }
     let told = fs::read(process.join("cmdline")).unwrap_or_default();
@@ -128,14 +129,19 @@ pub fn ports_of(bridge: &str) -> Vec<String> {
 /// Taps in the host's own network namespace.
 #[must_use]
 pub fn taps() -> Vec<String> {
-    names("/sys/class/net").into_iter().filter(|name| Path::new("/sys/class/net").join(name).join("tun_flags").exists()).collect()
+    names("/sys/class/net")
+        .into_iter()
+        .filter(|name| Path::new("/sys/class/net").join(name).join("tun_flags").exists())
+        .collect()
 }
 
 /// Loop devices over files below `directory`.
 #[must_use]
 pub fn loops_below(directory: &Path) -> Vec<String> {
     let devices = names("/sys/block").into_iter().filter(|name| name.starts_with("loop"));
-    devices.filter(|name| Path::new(&read(format!("/sys/block/{name}/loop/backing_file"))).starts_with(directory)).collect()
+    devices
+        .filter(|name| Path::new(&read(format!("/sys/block/{name}/loop/backing_file"))).starts_with(directory))
+        .collect()
 }
 
 /// Files and directories below `directory`, down to `depth` levels.
@@ -160,7 +166,8 @@ pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
     for name in names(&directory) {
         let Ok(target) = fs::read_link(directory.join(name)) else { continue };
         let target = target.to_string_lossy().into_owned();
-        let kind = if target.starts_with('/') { target } else { target.split(":[").next().unwrap_or_default().to_owned() };
+        let kind =
+            if target.starts_with('/') { target } else { target.split(":[").next().unwrap_or_default().to_owned() };
         *kinds.entry(kind).or_insert(0) += 1;
     }
     kinds

@@ -89,7 +89,8 @@ pub fn assert_none(scope: &Scope, daemon: Option<u32>, before: &Snapshot) -> Res
 fn things(scope: &Scope) -> BTreeSet<String> {
     let mut things = BTreeSet::new();
     let directory = &scope.directory;
-    let mut add = |kind: &str, names: Vec<String>| things.extend(names.into_iter().map(|name| format!("{kind} {name}")));
+    let mut add =
+        |kind: &str, names: Vec<String>| things.extend(names.into_iter().map(|name| format!("{kind} {name}")));
     let processes = host::processes_of(directory, &scope.cgroup);
     let processes = processes.into_iter().filter(|(pid, _)| !scope.expected.contains(pid));
     add("process", processes.map(|(_, name)| name).collect());
@@ -99,7 +100,10 @@ fn things(scope: &Scope) -> BTreeSet<String> {
     add("link", host::ports_of(&scope.bridge));
     add("tap", host::taps());
     add("loop device", host::loops_below(directory));
-    add("address", host::files_below(&directory.join("addresses"), 2).into_iter().filter(|f| f.contains(&scope.prefix)).collect());
+    add(
+        "address",
+        host::files_below(&directory.join("addresses"), 2).into_iter().filter(|f| f.contains(&scope.prefix)).collect(),
+    );
     add("run file", host::files_below(&directory.join("run/sandboxes"), 1));
     add("root file", root_files(&directory.join("root")));
     add("nftables rule", rules(&scope.prefix));

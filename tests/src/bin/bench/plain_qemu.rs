@@ -53,9 +53,29 @@ impl PlainQemu {
         let initramfs = self.initramfs.display().to_string();
         let command_line = format!("console=ttyS0 quiet reboot=t panic=-1 rdinit=/{INIT}");
         let arguments = [
-            "-machine", "microvm,acpi=off,rtc=on,pit=on,pic=on", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "256M",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-            "-kernel", &kernel, "-initrd", &initramfs, "-append", &command_line,
+            "-machine",
+            "microvm,acpi=off,rtc=on,pit=on,pic=on",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-smp",
+            "1",
+            "-m",
+            "256M",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+            "-kernel",
+            &kernel,
+            "-initrd",
+            &initramfs,
+            "-append",
+            &command_line,
         ];
         let started = Instant::now();
         let output = command::run("qemu-system-x86_64", &arguments, Duration::from_secs(60))?.success()?;

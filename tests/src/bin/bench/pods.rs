@@ -96,7 +96,8 @@ fn round(fixture: &Fixture, qemu: &PlainQemu, spec: &Spec) -> Result<Round> {
     let first_byte = begun.elapsed();
     let vmm = vmm_memory(fixture, &pod).context("cannot measure bulkhead-vmm")?;
     let id = pod.id;
-    let (_, stop) = timed(|| fixture.cri().stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }))?;
+    let (_, stop) =
+        timed(|| fixture.cri().stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }))?;
     let (_, remove) = timed(|| fixture.cri().remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }))?;
     Ok(Round { plain, run, create, start, first_byte, stop, remove, vmm })
 }
@@ -115,7 +116,8 @@ fn first_byte(container: &Container) -> Result<()> {
 fn vmm_memory(fixture: &Fixture, pod: &Pod) -> Result<u64> {
     let cgroup = host::cgroup_directory(&fixture.cgroup).context("no cgroup v2")?.join(format!("bulkhead-{}", pod.id));
     let pids = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    let named = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "bulkhead-vmm");
+    let named =
+        |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "bulkhead-vmm");
     let pid = pids.lines().find(named).context("no process bulkhead-vmm in the pod's cgroup")?;
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let mut guest = false;

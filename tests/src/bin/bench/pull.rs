@@ -48,7 +48,10 @@ fn pull(fixture: &Fixture) -> Result<Duration> {
     fixture.cri().remove_image(cri::RemoveImageRequest { image: Some(spec) })?;
     let store = fixture.daemon.settings.root.join("images");
     let left = size(&store);
-    ensure!(left < BYTES as u64 / 4, "{left} bytes are in the store after the image's removal, so a pull proves nothing");
+    ensure!(
+        left < BYTES as u64 / 4,
+        "{left} bytes are in the store after the image's removal, so a pull proves nothing"
+    );
     let started = Instant::now();
     fixture.cri().pull(&name)?;
     Ok(started.elapsed())

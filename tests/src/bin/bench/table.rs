@@ -85,7 +85,8 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = [format!("{} rounds", self.rounds), "minimum".into(), "median".into(), "maximum".into(), "goal".into()];
+        let head =
+            [format!("{} rounds", self.rounds), "minimum".into(), "median".into(), "maximum".into(), "goal".into()];
         let lines: Vec<[String; 5]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
         let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; 5] = std::array::from_fn(width);
