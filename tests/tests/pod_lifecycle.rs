@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
 use bulkhead_tests::crictl::Crictl;
 use bulkhead_tests::fixture::Fixture;
+use bulkhead_tests::pod::Spec;
 use bulkhead_tests::wait;
 use serde_json::json;
 
@@ -15,6 +16,7 @@ bulkhead_tests::suite!(
     every_verb_works_on_a_container,
     labels_and_annotations_come_back_unaltered,
     a_container_ends_with_its_exit_code,
+    a_container_may_end_before_its_start_is_answered,
     stop_and_remove_may_be_repeated,
     removing_a_pod_ends_its_containers,
     a_retried_run_joins_the_first,
@@ -140,6 +142,15 @@ fn a_container_ends_with_its_exit_code(f: &mut Fixture) -> Result<()> {
     }
     let outcome = pod.once(&f.shell("echo to stdout; echo to stderr >&2; printf 'no end'")?)?;
     ensure!(outcome.stdout.starts_with("to stdout\nno end") && outcome.stderr == "to stderr\n", "{outcome:?}");
+    Ok(())
+}
+
+fn a_container_may_end_before_its_start_is_answered(f: &mut Fixture) -> Result<()> {
+    let pod = f.pod("short")?;
+    for round in 0..12 {
+        let outcome = pod.once(&Spec::new(&f.image("busybox")?, &["true"])).with_context(|| format!("round {round}"))?;
+        ensure!(outcome.code == 0 && outcome.status.started_at > 0, "round {round}: {outcome:?}");
+    }
     Ok(())
 }
 
