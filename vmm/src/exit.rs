@@ -1,123 +1,261 @@
-//! How a pod's machine ended, told apart from what the monitor's process and the console say.
+//! How a pod's machine ended, in words and as the record that outlives this process.
 
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use bulkhead_proto::launch::{ContainerExitRecord, ExitRecord};
 use bulkhead_proto::vmm::ExitReason;
-use protobuf::Enum;
+use rustix::process::Signal;
 
-/// What the agent prints just before it powers the guest off.
-const POWER_OFF_LINE: &str = "bulkhead-agent: power off";
-const PANIC: &str = "Kernel panic - not syncing";
+/// Words of a kernel whose first process, the agent, ended or never ran.
+const AGENT_PANICS: [&str; 3] = ["Attempted to kill init", "Requested init", "No working init found"];
+
+/// What the agent prints last before it powers the guest off.
+const FAREWELL: &str = "bulkhead-agent: power off";
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// In one word.
+    pub reason: ExitReason,
+    /// For people.
+    pub message: String,
+    /// Nanoseconds since 1970.
+    pub at_ns: i64,
+}
 
 /// What is known when the monitor has ended.
 #[derive(Debug)]
-pub struct Evidence<'a> {
-    /// The monitor's own end.
+pub struct Evidence {
+    /// Why this process ended it, if it did.
+    pub ended_for: Option<Cause>,
+    /// The monitor's.
     pub status: ExitStatus,
-    /// Shutdown was asked for.
-    pub asked: bool,
-    /// The agent had reported.
+    /// Whether the agent ever said that it listens.
     pub was_ready: bool,
-    /// The console's and the monitor's last lines.
-    pub lines: &'a [String],
+    /// The kernel's panic line.
+    pub panic: Option<String>,
+    /// The newest lines of the guest's console.
+    pub console: Vec<String>,
+    /// The newest lines that the monitor itself wrote.
+    pub monitor_words: Vec<String>,
 }
 
-/// Why the machine ended, and in words.
-#[must_use]
-pub fn classify(evidence: &Evidence<'_>) -> (ExitReason, String) {
-    let find = |needle: &str| evidence.lines.iter().rev().find(|line| line.contains(needle));
-    if evidence.asked {
-        return (ExitReason::EXIT_REASON_SHUTDOWN, "the machine was shut down".into());
+/// Why this process ends a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// Somebody asked for it.
+    Shutdown,
+    /// The guest's kernel panicked, and the machine did not end by itself.
+    Panic,
+    /// The file server ended, as told here; the guest's volumes would hang.
+    FileServer(String),
+}
+
+impl Evidence {
+    /// Tells the ways of ending apart.
+    #[must_use]
+    pub fn judge(&self) -> Exit {
+        let (reason, message) = self.reason();
+        Exit { reason, message, at_ns: now_ns() }
     }
-    if let Some(line) = find(PANIC) {
-        let from = line.find(PANIC).unwrap_or(0);
-        return (ExitReason::EXIT_REASON_PANIC, format!("the guest's kernel panicked: {}", &line[from..]));
-    }
-    if let Some(signal) = evidence.status.signal() {
-        return (ExitReason::EXIT_REASON_KILLED, format!("the monitor (QEMU) was killed by signal {signal}"));
-    }
-    let tail = evidence.lines[evidence.lines.len().saturating_sub(5)..].join("; ");
-    match (find(POWER_OFF_LINE), evidence.was_ready) {
-        (Some(_), true) => return (ExitReason::EXIT_REASON_POWER_OFF, "the guest powered off".into()),
-        (Some(_), false) => {
-            return (
+
+    fn reason(&self) -> (ExitReason, String) {
+        match &self.ended_for {
+            Some(Cause::Shutdown) => {
+                return (ExitReason::EXIT_REASON_SHUTDOWN, "the machine was shut down by request".into());
+            }
+            Some(Cause::FileServer(how)) => {
+                let message = format!("the machine was ended because its file server {how}");
+                return (ExitReason::EXIT_REASON_MONITOR_ERROR, message);
+            }
+            Some(Cause::Panic) | None => {}
+        }
+        if let Some(panic) = &self.panic {
+            let is_agent = AGENT_PANICS.iter().any(|words| panic.contains(words));
+            let reason = if is_agent { ExitReason::EXIT_REASON_AGENT } else { ExitReason::EXIT_REASON_PANIC };
+            let who = if is_agent { "the guest's agent ended" } else { "the guest kernel panicked" };
+            return (reason, format!("{who}: {panic}{}", self.console_text()));
+        }
+        if let Some(signal) = self.status.signal() {
+            return (ExitReason::EXIT_REASON_KILLED, format!("QEMU was killed by signal {}", signal_text(signal)));
+        }
+        match self.status.code() {
+            Some(0) if self.was_ready && self.console.iter().any(|line| line.contains(FAREWELL)) => {
+                (ExitReason::EXIT_REASON_POWER_OFF, "the guest powered off".into())
+            }
+            Some(0) if self.was_ready => {
+                (ExitReason::EXIT_REASON_AGENT, format!("the guest ended without a word{}", self.console_text()))
+            }
+            Some(0) => (
                 ExitReason::EXIT_REASON_AGENT,
-                format!("the guest's agent gave up while booting; console: {tail}"),
-            );
+                format!("the guest powered off before its agent listened{}", self.console_text()),
+            ),
+            code => {
+                let words = match self.monitor_words.as_slice() {
+                    [] => String::new(),
+                    lines => format!(": {}", lines.join("; ")),
+                };
+                let message = format!("QEMU ended with exit code {}{words}", code.unwrap_or(-1));
+                (ExitReason::EXIT_REASON_MONITOR_ERROR, message)
+            }
         }
-        (None, _) => {}
     }
-    match evidence.status.code() {
-        Some(0) if !evidence.was_ready => {
-            (ExitReason::EXIT_REASON_AGENT, format!("the guest ended before its agent answered; console: {tail}"))
+
+    fn console_text(&self) -> String {
+        match self.console.as_slice() {
+            [] => "; the console is empty".into(),
+            lines => format!("; last console lines:\n{}", lines.join("\n")),
         }
-        Some(0) => (ExitReason::EXIT_REASON_AGENT, format!("the guest ended without a word; console: {tail}")),
-        code => (
-            ExitReason::EXIT_REASON_MONITOR_ERROR,
-            format!("the monitor (QEMU) failed with status {}: {tail}", code.unwrap_or(-1)),
-        ),
     }
 }
 
-/// Writes the record so that a reader sees all of it or nothing.
-pub fn write_record(
-    path: &Path,
-    reason: ExitReason,
-    message: &str,
-    containers: Vec<ContainerExitRecord>,
-) -> io::Result<ExitRecord> {
-    let record = ExitRecord { reason: reason.value(), message: message.to_owned(), at_ns: now_ns(), containers };
-    let half = path.with_extension("tmp");
-    let mut file = std::fs::File::create(&half)?;
-    file.write_all(&serde_json::to_vec(&record)?)?;
-    file.sync_data()?;
-    std::fs::rename(&half, path)?;
-    Ok(record)
+/// "9 (SIGKILL)"
+pub fn signal_text(signal: i32) -> String {
+    const NAMES: [(Signal, &str); 10] = [
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::HUP, "SIGHUP"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::INT, "SIGINT"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::SYS, "SIGSYS"),
+        (Signal::TERM, "SIGTERM"),
+    ];
+    match NAMES.iter().find(|(known, _)| known.as_raw() == signal) {
+        Some((_, name)) => format!("{signal} ({name})"),
+        None => signal.to_string(),
+    }
+}
+
+/// How a process ended: "was killed by signal 9 (SIGKILL)".
+pub fn status_text(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("was killed by signal {}", signal_text(signal)),
+        (None, Some(code)) => format!("ended with exit code {code}"),
+        (None, None) => "ended".into(),
+    }
 }
 
 /// Nanoseconds since 1970.
 #[must_use]
 pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Writes the record so that a reader sees all of it or nothing.
+///
+/// # Errors
+/// The file system's.
+pub fn write_record(path: &Path, exit: &Exit, containers: Vec<ContainerExitRecord>) -> io::Result<()> {
+    let record =
+        ExitRecord { reason: exit.reason as i32, message: exit.message.clone(), at_ns: exit.at_ns, containers };
+    let bytes = serde_json::to_vec(&record)?;
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let written = std::fs::File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&name)
+        .and_then(|mut file| file.write_all(&bytes))
+        .and_then(|()| std::fs::rename(&name, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&name);
+    }
+    written
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn reason(raw_status: i32, asked: bool, was_ready: bool, lines: &[&str]) -> (ExitReason, String) {
-        let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-        classify(&Evidence { status: ExitStatus::from_raw(raw_status), asked, was_ready, lines: &lines })
+    fn evidence() -> Evidence {
+        Evidence {
+            ended_for: None,
+            status: ExitStatus::from_raw(0),
+            was_ready: true,
+            panic: None,
+            console: vec!["before".into(), FAREWELL.into()],
+            monitor_words: Vec::new(),
+        }
+    }
+
+    fn judged(change: impl FnOnce(&mut Evidence)) -> (ExitReason, String) {
+        let mut evidence = evidence();
+        change(&mut evidence);
+        let exit = evidence.judge();
+        (exit.reason, exit.message)
     }
 
     #[test]
     fn ends_are_told_apart() {
-        use ExitReason as R;
-        assert_eq!(reason(9, true, true, &[]).0, R::EXIT_REASON_SHUTDOWN);
-        let (panic, text) = reason(0, false, true, &["[ 1.0] Kernel panic - not syncing: Attempted to kill init!"]);
-        assert_eq!(panic, R::EXIT_REASON_PANIC);
-        assert!(text.ends_with("Kernel panic - not syncing: Attempted to kill init!"), "{text}");
-        let (killed, text) = reason(9, false, true, &[]);
-        assert!(killed == R::EXIT_REASON_KILLED && text.contains("signal 9"), "{text}");
-        assert_eq!(reason(0, false, true, &[POWER_OFF_LINE]).0, R::EXIT_REASON_POWER_OFF);
-        let (error, text) = reason(256, false, false, &["qemu: could not load kernel"]);
-        assert!(error == R::EXIT_REASON_MONITOR_ERROR && text.contains("could not load kernel"), "{text}");
-        assert_eq!(reason(0, false, false, &[]).0, R::EXIT_REASON_AGENT);
+        use ExitReason::*;
+        let off = judged(|_| {});
+        assert_eq!(off, (EXIT_REASON_POWER_OFF, "the guest powered off".into()));
+        let never = judged(|e| e.was_ready = false);
+        assert_eq!(never.0, EXIT_REASON_AGENT);
+        assert_eq!(
+            never.1,
+            "the guest powered off before its agent listened; last console lines:\nbefore\nbulkhead-agent: power off"
+        );
+        let silent = judged(|e| e.console.clear());
+        assert_eq!(silent, (EXIT_REASON_AGENT, "the guest ended without a word; the console is empty".into()));
+        let killed = judged(|e| e.status = ExitStatus::from_raw(9));
+        assert_eq!(killed, (EXIT_REASON_KILLED, "QEMU was killed by signal 9 (SIGKILL)".into()));
+        let own = judged(|e| {
+            e.status = ExitStatus::from_raw(1 << 8);
+            e.monitor_words = vec!["qemu: could not open kernel file".into()];
+        });
+        assert_eq!(
+            own,
+            (EXIT_REASON_MONITOR_ERROR, "QEMU ended with exit code 1: qemu: could not open kernel file".into())
+        );
+        let panic = judged(|e| e.panic = Some("Kernel panic - not syncing: Fatal exception".into()));
+        assert_eq!(panic.0, EXIT_REASON_PANIC);
+        let agent = judged(|e| {
+            e.panic = Some("Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100".into())
+        });
+        assert_eq!(agent.0, EXIT_REASON_AGENT);
+        assert!(agent.1.starts_with("the guest's agent ended: Kernel panic - not syncing: Attempted to kill init!"));
+        let asked = judged(|e| {
+            e.ended_for = Some(Cause::Shutdown);
+            e.status = ExitStatus::from_raw(9);
+        });
+        assert_eq!(asked.0, EXIT_REASON_SHUTDOWN);
+        let wedged = judged(|e| {
+            e.ended_for = Some(Cause::Panic);
+            e.status = ExitStatus::from_raw(9);
+            e.panic = Some("Kernel panic - not syncing: x".into());
+        });
+        assert_eq!(wedged.0, EXIT_REASON_PANIC);
+        let files = judged(|e| e.ended_for = Some(Cause::FileServer(status_text(ExitStatus::from_raw(9)))));
+        assert_eq!(
+            files,
+            (
+                EXIT_REASON_MONITOR_ERROR,
+                "the machine was ended because its file server was killed by signal 9 (SIGKILL)".into()
+            )
+        );
     }
 
     #[test]
-    fn the_record_is_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("exit.json");
-        let written = write_record(&path, ExitReason::EXIT_REASON_PANIC, "why", vec![]).unwrap();
-        let read: ExitRecord = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!(read, written);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    fn the_record_is_whole_and_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("exit.json");
+        let exit = Exit { reason: ExitReason::EXIT_REASON_KILLED, message: "m".into(), at_ns: 5 };
+        let container = ContainerExitRecord { id: "c".into(), code: 1, oom_killed: false, finished_at_ns: 2 };
+        write_record(&path, &exit, vec![container.clone()]).unwrap();
+        let record: ExitRecord = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(record, ExitRecord { reason: 3, message: "m".into(), at_ns: 5, containers: vec![container] });
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

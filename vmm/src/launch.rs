@@ -1,121 +1,263 @@
-//! The daemon's orders: one JSON message with descriptors on standard input (`bulkhead_proto::launch`).
+//! The orders that the daemon sends over this process's standard input (`bulkhead_proto::launch`).
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use bulkhead_proto::launch::{Launch, MAX_LAUNCH, PROTOCOL_VERSION};
+use bulkhead_proto::launch::{Launch, LaunchDescriptor, MAX_LAUNCH, Monitor, PROTOCOL_VERSION};
 
-use crate::{passing, sys};
+use crate::rights;
 
-/// Why the orders cannot be followed.
+/// The daemon has its message ready before it starts this process.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest sandbox id in bytes; they are 64.
+const MAX_SANDBOX_ID: usize = 128;
+/// QEMU's microvm machine takes no more.
+const MAX_VCPUS: u32 = 255;
+/// Linux does not boot in less.
+const MIN_MEMORY_MIB: u64 = 32;
+/// 16 TiB; the guest kernel's own limit is beyond.
+const MAX_MEMORY_MIB: u64 = 16 << 20;
+
+/// Why the orders cannot be taken.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum LaunchError {
-    #[error("standard input is no socket with orders; bulkhead-vmm is started by the daemon")]
-    Receive { source: io::Error },
-    #[error("the orders are not valid: {0}")]
-    Parse(#[from] serde_json::Error),
+    /// The socket failed.
+    #[error("cannot receive the launch message: {0}")]
+    Receive(#[from] io::Error),
+    /// The daemon is gone, or standard input is something else.
+    #[error("the launch message ended after {0} bytes; bulkhead-vmm is started by the daemon, not by hand")]
+    Ended(usize),
+    /// More than a launch message may have.
+    #[error("the launch message is longer than {MAX_LAUNCH} bytes")]
+    TooLong,
+    /// Not a `Launch`.
+    #[error("cannot understand the launch message: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Daemon and process are of different versions.
     #[error(
-        "the orders have version {found}, this program follows {PROTOCOL_VERSION}: install daemon and bulkhead-vmm of one release"
+        "the daemon speaks version {theirs} of the launch protocol, this bulkhead-vmm version {PROTOCOL_VERSION}: install both from one release"
     )]
-    Version { found: u32 },
-    #[error("the orders name descriptor {index}, but {count} came")]
-    Descriptor { index: usize, count: usize },
+    Version {
+        /// As the daemon says.
+        theirs: u32,
+    },
+    /// A value that no machine can have.
+    #[error("launch message: {0}")]
+    Value(String),
 }
 
-/// Orders and what came with them.
+/// A launch message whose descriptors have been sorted out.
 #[derive(Debug)]
 pub struct Orders {
-    /// As sent.
+    /// As it was sent.
     pub launch: Launch,
-    descriptors: Vec<Option<OwnedFd>>,
-    socket: UnixStream,
+    /// In the order of the guest's network devices.
+    pub taps: Vec<OwnedFd>,
+    /// The pod's scratch drive.
+    pub scratch: Option<File>,
 }
 
-impl Orders {
-    /// Reads the orders from standard input.
-    pub fn receive() -> Result<Self, LaunchError> {
-        let socket = sys::standard_input().try_clone_to_owned().map_err(|source| LaunchError::Receive { source })?;
-        Self::receive_from(UnixStream::from(socket))
-    }
-
-    fn receive_from(socket: UnixStream) -> Result<Self, LaunchError> {
-        let mut buffer = vec![0; MAX_LAUNCH];
-        let (bytes, descriptors) =
-            passing::receive(&socket, &mut buffer).map_err(|source| LaunchError::Receive { source })?;
-        let launch: Launch = serde_json::from_slice(&buffer[..bytes])?;
-        if launch.protocol_version != PROTOCOL_VERSION {
-            return Err(LaunchError::Version { found: launch.protocol_version });
+/// Reads the orders.
+///
+/// # Errors
+/// When they do not come, cannot be understood, or name what cannot be.
+pub fn receive(socket: &UnixStream) -> Result<Orders, LaunchError> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut message = Vec::new();
+    let mut descriptors = Vec::new();
+    let mut chunk = [0; 8192];
+    loop {
+        let (count, more) = rights::receive(socket, &mut chunk, rights::MAX - descriptors.len())?;
+        descriptors.extend(more);
+        message.extend_from_slice(&chunk[..count]);
+        if message.len() > MAX_LAUNCH {
+            return Err(LaunchError::TooLong);
         }
-        Ok(Self { launch, descriptors: descriptors.into_iter().map(Some).collect(), socket })
+        match serde_json::from_slice(&message) {
+            Ok(launch) => return sort_out(launch, descriptors),
+            Err(error) if !error.is_eof() => return Err(error.into()),
+            Err(_) if count == 0 => return Err(LaunchError::Ended(message.len())),
+            Err(_) => {}
+        }
     }
+}
 
-    /// Takes the descriptor with this number, once.
-    pub fn take(&mut self, index: usize) -> Result<OwnedFd, LaunchError> {
-        let count = self.descriptors.len();
-        self.descriptors.get_mut(index).and_then(Option::take).ok_or(LaunchError::Descriptor { index, count })
-    }
+fn sort_out(launch: Launch, descriptors: Vec<OwnedFd>) -> Result<Orders, LaunchError> {
+    check(&launch)?;
+    let mut descriptors: Vec<Option<OwnedFd>> = descriptors.into_iter().map(Some).collect();
+    let mut take = |what: &str, index: LaunchDescriptor| {
+        let found = descriptors.get_mut(index).and_then(Option::take);
+        found.ok_or_else(|| {
+            LaunchError::Value(format!("{what} is descriptor {index}, which did not come or is in use already"))
+        })
+    };
+    let taps = launch.taps.iter().map(|index| take("a tap", *index)).collect::<Result<_, _>>()?;
+    let scratch = launch.scratch_drive.map(|index| take("the scratch drive", index).map(File::from)).transpose()?;
+    Ok(Orders { launch, taps, scratch })
+}
 
-    /// Tells the daemon that the machine runs, or why not; the last word on this socket.
-    pub fn answer(mut self, result: Result<(), String>) {
-        let line = match result {
-            Ok(()) => "ok\n".to_owned(),
-            Err(text) => format!("error: {}\n", text.replace('\n', "; ")),
-        };
-        // A daemon that went away learns from the control socket.
-        let _ = self.socket.write_all(line.as_bytes());
+fn check(launch: &Launch) -> Result<(), LaunchError> {
+    let refuse = |what: String| Err(LaunchError::Value(what));
+    if launch.protocol_version != PROTOCOL_VERSION {
+        return Err(LaunchError::Version { theirs: launch.protocol_version });
     }
+    let id = &launch.sandbox_id;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if id.is_empty() || id.len() > MAX_SANDBOX_ID || !id.chars().all(plain) {
+        return refuse(format!("sandbox_id {id:?} is not 1 to {MAX_SANDBOX_ID} letters, digits, '-', '_' and '.'"));
+    }
+    if !(1..=MAX_VCPUS).contains(&launch.vcpus) {
+        return refuse(format!("vcpus is {}, not 1 to {MAX_VCPUS}", launch.vcpus));
+    }
+    if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&launch.memory_mib) {
+        return refuse(format!("memory_mib is {}, not {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}", launch.memory_mib));
+    }
+    if launch.kernel_arguments.contains(|c: char| c.is_control()) {
+        return refuse("kernel_arguments has a control character".into());
+    }
+    let Monitor::Qemu { binary, accelerator } = &launch.monitor;
+    if !matches!(accelerator.as_str(), "kvm" | "tcg") {
+        return refuse(format!("accelerator is {accelerator:?}, neither \"kvm\" nor \"tcg\""));
+    }
+    let paths: [(&str, &Path); 8] = [
+        ("control_socket", &launch.control_socket),
+        ("descriptor_socket", &launch.descriptor_socket),
+        ("vsock_socket", &launch.vsock_socket),
+        ("exit_file", &launch.exit_file),
+        ("console_file", &launch.console_file),
+        ("kernel", &launch.kernel),
+        ("initramfs", &launch.initramfs),
+        ("monitor's binary", binary),
+    ];
+    let file_server = launch.file_server.as_ref().map(|path: &PathBuf| ("file_server", path.as_path()));
+    for (what, path) in paths.into_iter().chain(file_server) {
+        if !path.is_absolute() {
+            return refuse(format!("{what} is {}, not an absolute path", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// Tells the daemon how it went, and closes the socket. A daemon that is gone by now does not need to know.
+pub fn answer(mut socket: UnixStream, result: Result<(), &str>) {
+    let line = match result {
+        Ok(()) => "ok\n".to_owned(),
+        Err(text) => format!("error: {}\n", text.replace('\n', "; ")),
+    };
+    let _ = socket.write_all(line.as_bytes());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_proto::launch::Monitor;
+    use std::io::{IoSlice, Read, Seek};
+    use std::mem::MaybeUninit;
     use std::os::fd::AsFd;
 
-    fn launch() -> Launch {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    fn sample() -> Launch {
         Launch {
             protocol_version: PROTOCOL_VERSION,
-            sandbox_id: "s".into(),
-            control_socket: "/c".into(),
-            descriptor_socket: "/d".into(),
-            vsock_socket: "/v".into(),
-            exit_file: "/e".into(),
-            console_file: "/o".into(),
-            monitor: Monitor::Qemu { binary: "/q".into(), accelerator: "tcg".into() },
+            sandbox_id: "pod-1".into(),
+            control_socket: "/run/c".into(),
+            descriptor_socket: "/run/d".into(),
+            vsock_socket: "/run/v".into(),
+            exit_file: "/run/e".into(),
+            console_file: "/run/o".into(),
+            monitor: Monitor::Qemu { binary: "/usr/bin/qemu".into(), accelerator: "tcg".into() },
             kernel: "/k".into(),
             initramfs: "/i".into(),
             kernel_arguments: String::new(),
             vcpus: 1,
             memory_mib: 128,
-            taps: vec![],
+            taps: vec![1],
             scratch_drive: Some(0),
             file_server: None,
         }
     }
 
-    fn given(bytes: &[u8], descriptors: usize) -> Result<Orders, LaunchError> {
+    fn sent(bytes: &[u8], files: &[File]) -> Result<Orders, LaunchError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let fds = vec![ours.as_fd(); descriptors];
-        passing::send(&ours, bytes, &fds).unwrap();
-        Orders::receive_from(theirs)
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        let bytes = bytes.to_vec();
+        let half = bytes.len() / 2;
+        let writer = ours.try_clone().unwrap();
+        sendmsg(&ours, &[IoSlice::new(&bytes[..half])], &mut control, SendFlags::empty()).unwrap();
+        let rest = std::thread::spawn(move || {
+            let _ = (&writer).write_all(&bytes[half..]);
+            let _ = writer.shutdown(std::net::Shutdown::Write);
+        });
+        let result = receive(&theirs);
+        drop(theirs);
+        rest.join().unwrap();
+        result
+    }
+
+    fn files(count: usize) -> Vec<File> {
+        (0..count)
+            .map(|n| {
+                let mut file = tempfile::tempfile().unwrap();
+                write!(file, "{n}").unwrap();
+                file.rewind().unwrap();
+                file
+            })
+            .collect()
+    }
+
+    fn json(launch: &Launch) -> Vec<u8> {
+        serde_json::to_vec(launch).unwrap()
     }
 
     #[test]
-    fn descriptors_are_taken_once() {
-        let mut orders = given(&serde_json::to_vec(&launch()).unwrap(), 1).unwrap();
-        orders.take(0).unwrap();
-        let text = orders.take(0).unwrap_err().to_string();
-        assert!(text.contains("descriptor 0"), "{text}");
-        assert!(orders.take(7).is_err());
+    fn orders_arrive_in_pieces_with_their_descriptors() {
+        let orders = sent(&json(&sample()), &files(2)).unwrap();
+        let mut text = String::new();
+        orders.scratch.unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!((orders.taps.len(), text.as_str()), (1, "0"));
     }
 
     #[test]
     fn bad_orders_are_refused() {
-        assert!(matches!(given(b"{}", 0), Err(LaunchError::Parse(_))));
-        let other = Launch { protocol_version: 99, ..launch() };
-        let text = given(&serde_json::to_vec(&other).unwrap(), 0).unwrap_err().to_string();
-        assert!(text.contains("version 99"), "{text}");
+        let mut cases: Vec<(Launch, usize, &str)> = Vec::new();
+        let mut case = |change: fn(&mut Launch), count, text| {
+            let mut launch = sample();
+            change(&mut launch);
+            cases.push((launch, count, text));
+        };
+        case(|_| {}, 1, "a tap is descriptor 1");
+        case(|l| l.taps = vec![0], 2, "the scratch drive is descriptor 0, which did not come or is in use");
+        case(|l| l.protocol_version = 99, 2, "version 99");
+        case(|l| l.vcpus = 0, 2, "vcpus is 0");
+        case(|l| l.memory_mib = 1, 2, "memory_mib is 1");
+        case(|l| l.sandbox_id = "a,b".into(), 2, "sandbox_id");
+        case(|l| l.kernel = "k".into(), 2, "kernel is k, not an absolute path");
+        case(|l| l.kernel_arguments = "a\nb".into(), 2, "control character");
+        case(|_| {}, rights::MAX + 1, "more than");
+        for (launch, count, text) in cases {
+            let error = sent(&json(&launch), &files(count)).unwrap_err().to_string();
+            assert!(error.contains(text), "{error} does not contain {text}");
+        }
+        assert!(matches!(sent(b"{\"protocol", &[]), Err(LaunchError::Ended(10))));
+        assert!(matches!(sent(b"nonsense", &[]), Err(LaunchError::Malformed(_))));
+        assert!(matches!(sent(&[b' '; 70_000], &[]), Err(LaunchError::TooLong)));
+    }
+
+    #[test]
+    fn answers_are_one_line() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        answer(theirs, Err("first\nsecond"));
+        let mut text = String::new();
+        ours.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "error: first; second\n");
     }
 }

@@ -1,117 +1,115 @@
-//! The pod's file server, seen from `bulkhead-vmm`: starting it and changing what it shows.
+//! Requests to the pod's file server.
 
-use std::io::{self, BufRead, BufReader};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use crate::{passing, sys};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
 
-/// The file server answers from memory and a few system calls.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::file_server::protocol::{MAX_ANSWER, NameError, Request};
+use crate::rights;
 
-/// Why the file server did not do what it was asked.
+/// It answers from memory.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Requests that wait for the one before.
+const BACKLOG: usize = 64;
+
+/// Why a volume cannot be added or removed.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum VolumeError {
-    #[error("cannot start the file server {}", binary.display())]
-    Spawn { binary: PathBuf, source: io::Error },
-    #[error("the file server does not answer")]
-    Broken { source: io::Error },
-    #[error("the file server could not {request}: {answer}")]
-    Refused { request: String, answer: String },
-    #[error(
-        "{name:?} is no name for a volume: one path component of 1 to 128 letters, digits, '-', '_' and '.' is needed"
-    )]
-    Name { name: String },
+    /// No component of a path.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The launch message named none.
+    #[error("the pod was started without a file server")]
+    NoServer,
+    /// The file server's words.
+    #[error("the pod's file server could not {request}: {answer}")]
+    Refused {
+        /// What was asked.
+        request: String,
+        /// What it said.
+        answer: String,
+    },
+    /// It died, or never came up.
+    #[error("the pod's file server is gone or does not answer ({what}) to {request}")]
+    Gone {
+        /// What was asked.
+        request: String,
+        /// What failed.
+        what: String,
+    },
 }
 
-/// The pod's running file server.
-#[derive(Debug)]
-pub struct FileServer {
-    socket: Mutex<BufReader<UnixStream>>,
-    child: Child,
+struct Job {
+    request: Request,
+    mount: Option<OwnedFd>,
+    answer: oneshot::Sender<Result<(), VolumeError>>,
 }
 
-impl FileServer {
-    /// Starts it with the socket that QEMU will connect to. Main thread only (see [`sys::inherit`]).
-    pub fn start(binary: &Path, listener: UnixListener) -> Result<Self, VolumeError> {
-        let failed = |source| VolumeError::Spawn { binary: binary.to_owned(), source };
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
-        let mut command = Command::new(binary);
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
-        sys::inherit(&mut command, &[]).map_err(failed)?;
-        let child = command.spawn().map_err(failed)?;
-        // It holds the other end of the socket, whose closing must be noticed.
-        drop(command);
-        let server = Self { socket: Mutex::new(BufReader::new(ours)), child };
-        server.ask("serve", Some(listener.as_fd()))?;
-        Ok(server)
+/// The file server as requests see it: one after the other.
+#[derive(Debug, Clone)]
+pub struct Volumes(mpsc::Sender<Job>);
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+impl Volumes {
+    /// Talks to the file server at the other end of `socket`, on the current runtime.
+    #[must_use]
+    pub fn connect(socket: UnixStream) -> Self {
+        let (sender, mut jobs) = mpsc::channel::<Job>(BACKLOG);
+        tokio::spawn(async move {
+            while let Some(job) = jobs.recv().await {
+                let result = converse(&socket, &job.request, job.mount).await;
+                // Whoever asked may have gone.
+                let _ = job.answer.send(result);
+            }
+        });
+        Self(sender)
     }
 
-    /// Shows a detached mount under `name`.
-    pub fn add(&self, name: &str, mount: BorrowedFd<'_>, directory: bool) -> Result<(), VolumeError> {
-        let kind = if directory { "dir" } else { "file" };
-        self.ask(&format!("add {} {kind}", checked(name)?), Some(mount))
+    /// Carries out a request; adding takes the detached mount.
+    ///
+    /// # Errors
+    /// When the file server refuses or is gone.
+    pub async fn ask(&self, request: Request, mount: Option<OwnedFd>) -> Result<(), VolumeError> {
+        let gone = |request: String| VolumeError::Gone { request, what: "it is stopped".into() };
+        let words = request.to_string();
+        let (answer, result) = oneshot::channel();
+        self.0.send(Job { request, mount, answer }).await.map_err(|_| gone(words.clone()))?;
+        result.await.unwrap_or_else(|_| Err(gone(words)))
     }
+}
 
-    /// Takes `name` out again.
-    pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
-        self.ask(&format!("remove {}", checked(name)?), None)
-    }
-
-    /// One request at a time; the lock is what makes them so.
-    fn ask(&self, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Result<(), VolumeError> {
-        let broken = |source| VolumeError::Broken { source };
-        let mut socket = self.socket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let descriptors: Vec<_> = descriptor.into_iter().collect();
-        passing::send(socket.get_ref(), format!("{request}\n").as_bytes(), &descriptors).map_err(broken)?;
-        let mut answer = String::new();
-        if socket.read_line(&mut answer).map_err(broken)? == 0 {
-            return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+async fn converse(socket: &UnixStream, request: &Request, mount: Option<OwnedFd>) -> Result<(), VolumeError> {
+    let gone = |what: String| VolumeError::Gone { request: request.to_string(), what };
+    let bytes = request.to_string();
+    let conversation = async {
+        let mount = mount.as_ref().map(AsFd::as_fd);
+        let sent = socket.async_io(Interest::WRITABLE, || rights::send(socket, bytes.as_bytes(), mount)).await?;
+        if sent != bytes.len() {
+            return Err(io::ErrorKind::WriteZero.into());
         }
-        match answer.trim_end() {
-            "ok" => Ok(()),
-            other => Err(VolumeError::Refused {
-                request: request.to_owned(),
-                answer: other.trim_start_matches("error: ").to_owned(),
-            }),
-        }
-    }
-}
-
-impl Drop for FileServer {
-    fn drop(&mut self) {
-        // Its server half ends when the monitor disconnects, its mounter half with this signal.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Names are ours, but they become paths.
-pub fn checked(name: &str) -> Result<&str, VolumeError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=128).contains(&name.len()) && name.chars().all(plain) && name.chars().any(|c| c != '.') {
-        return Ok(name);
-    }
-    Err(VolumeError::Name { name: name.to_owned() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_stay_in_the_tree() {
-        for good in ["c0ffee-0", "a.b", "..a"] {
-            checked(good).unwrap();
-        }
-        for bad in ["", ".", "..", "a/b", "a b", "a\n"] {
-            assert!(checked(bad).is_err(), "{bad:?}");
-        }
+        let mut answer = [0; MAX_ANSWER];
+        let (count, _) = socket.async_io(Interest::READABLE, || rights::receive(socket, &mut answer, 0)).await?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&answer[..count]).into_owned())
+    };
+    let answer = tokio::time::timeout(PATIENCE, conversation).await;
+    let answer = answer
+        .map_err(|_| gone(format!("no answer within {} s", PATIENCE.as_secs())))?
+        .map_err(|e| gone(e.to_string()))?;
+    match answer.as_str() {
+        "ok" => Ok(()),
+        "" => Err(gone("it closed the connection".into())),
+        text => Err(VolumeError::Refused {
+            request: request.to_string(),
+            answer: text.strip_prefix("error: ").unwrap_or(text).to_owned(),
+        }),
     }
 }

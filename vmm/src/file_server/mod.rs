@@ -1,98 +1,105 @@
-//! `bulkhead-fs`: the pod's volumes over virtio-fs.
+//! `bulkhead-fs`: serves a pod's volumes as virtio-fs.
 //!
-//! Two processes share one private mount namespace, whose root is a small tmpfs, the *volume tree*:
+//! ```text
+//! bulkhead-vmm --requests, detached mounts--> mounter  (may mount; reads nothing of the guest)
+//!                                                | one private mount namespace: the volume tree
+//! guest --virtio-fs over vhost-user---------> server   (may not mount; reads what the guest sends)
+//! ```
 //!
-//! * the [`mounter`], single-threaded, moves detached mounts into the tree when `bulkhead-vmm` says so, and needs the
-//!   privilege to mount for it;
-//! * the [`server`] answers the guest's FUSE requests, in a user namespace of its own that maps every id, with the
-//!   capabilities that a file server needs, no_new_privs and a seccomp filter.
+//! The server is the mounter's child, so volumes that are added later appear under its root. Both end with the guest,
+//! and with `bulkhead-vmm`.
 
+mod logger;
 mod mounter;
+mod namespace;
+pub mod protocol;
 mod server;
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::unix::net::UnixListener;
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, WaitOptions, getrlimit, setrlimit};
 
-use crate::{passing, sys};
+use self::namespace::step;
+use crate::sys::{self, Fork};
 
-/// Longest request.
-const MAX_REQUEST: usize = 512;
-
-/// Why the file server does not serve.
+/// Why there is no file server.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum FileServerError {
-    #[error("standard input is no socket with orders; bulkhead-fs is started by bulkhead-vmm")]
-    Orders { source: io::Error },
-    #[error("the first order was {0:?} instead of \"serve\" with a listening socket")]
-    NotServe(String),
-    #[error("cannot {step}")]
-    Setup { step: &'static str, source: io::Error },
-    #[error("cannot {step} {}", path.display())]
-    Mount { step: &'static str, path: PathBuf, source: io::Error },
-    #[error("no such request: {0:?}")]
-    Request(String),
-    #[error(transparent)]
-    Name(#[from] crate::volumes::VolumeError),
-    #[error("virtio-fs: {0}")]
-    Serve(String),
+pub enum ServerError {
+    /// Something of the kernel's.
+    #[error("cannot {step}: {source}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The system call filter.
+    #[error("cannot restrict system calls: {0}")]
+    Seccomp(String),
+    /// The guest's side.
+    #[error("cannot serve vhost-user: {0}")]
+    VhostUser(String),
+    /// The server, seen from the mounter.
+    #[error("the server process ended with {0}")]
+    Server(String),
 }
 
-impl FileServerError {
-    fn setup<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Setup { step, source: source.into() }
-    }
+/// What the process is given.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Requests of `protocol`, from `bulkhead-vmm`.
+    pub requests: OwnedFd,
+    /// Where the guest's side connects, or has connected.
+    pub vhost_user: UnixListener,
 }
 
-/// Serves until `bulkhead-vmm` is gone.
-pub fn run() -> Result<(), FileServerError> {
-    let socket = sys::standard_input()
-        .try_clone_to_owned()
-        .map(UnixStream::from)
-        .map_err(|source| FileServerError::Orders { source })?;
-    let (order, descriptor) = receive(&socket)?.ok_or_else(|| FileServerError::NotServe(String::new()))?;
-    let listener = match descriptor {
-        Some(listener) if order == "serve" => UnixListener::from(listener),
-        _ => return Err(FileServerError::NotServe(order)),
-    };
-    let proc = open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(FileServerError::setup("open /proc"))?;
-    mounter::enter_tree()?;
-    let (ours, theirs) = UnixStream::pair().map_err(FileServerError::setup("make a socket pair"))?;
-    match sys::fork_single_threaded(&proc).map_err(FileServerError::setup("fork"))? {
-        None => {
-            drop((ours, socket));
-            server::serve(listener, &proc, theirs)
+/// Becomes mounter and server; returns when the guest is gone. The process must have one thread.
+///
+/// # Errors
+/// When either cannot work.
+pub fn run(sockets: Sockets) -> Result<(), ServerError> {
+    logger::install();
+    let parent = step("find the parent process", rustix::process::getppid().ok_or(io::ErrorKind::NotFound))?;
+    let descriptors = step("raise the limit of open files", raise_file_limit())?;
+    let namespace = namespace::enter()?;
+    // Changing credentials has cleared it.
+    step("tie this process to bulkhead-vmm", sys::die_with(parent))?;
+    let mounter = rustix::process::getpid();
+    match step("fork", sys::fork(&namespace.proc))? {
+        Fork::Child => {
+            drop((sockets.requests, namespace.tree));
+            step("tie the server to the mounter", sys::die_with(mounter))?;
+            server::run(sockets.vhost_user, namespace.proc, descriptors)
         }
-        Some(child) => {
-            drop((listener, theirs));
-            mounter::map_ids(&proc, child, ours)?;
-            answer(&socket, Ok(()))?;
-            mounter::serve(&socket)
+        Fork::Parent(child) => {
+            drop((sockets.vhost_user, namespace.proc));
+            let pidfd = step("watch the server", rustix::process::pidfd_open(child, PidfdFlags::empty()))?;
+            let served = mounter::run(&sockets.requests, &pidfd, &namespace.tree);
+            end(child)?;
+            step("serve requests", served)
         }
     }
 }
 
-/// One request with at most one descriptor; `None` when the other side is gone.
-fn receive(socket: &UnixStream) -> Result<Option<(String, Option<OwnedFd>)>, FileServerError> {
-    let mut buffer = [0; MAX_REQUEST];
-    let (bytes, mut descriptors) =
-        passing::receive(socket, &mut buffer).map_err(|source| FileServerError::Orders { source })?;
-    if bytes == 0 {
-        return Ok(None);
-    }
-    let text = String::from_utf8_lossy(&buffer[..bytes]);
-    Ok(Some((text.trim_end().to_owned(), descriptors.pop())))
+/// To as many as this process may have.
+fn raise_file_limit() -> rustix::io::Result<u64> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum.unwrap_or(u64::MAX))
 }
 
-fn answer(mut socket: &UnixStream, result: Result<(), FileServerError>) -> Result<(), FileServerError> {
-    let line = match result {
-        Ok(()) => "ok\n".to_owned(),
-        Err(error) => format!("error: {}\n", crate::error_text(&error)),
-    };
-    socket.write_all(line.as_bytes()).map_err(|source| FileServerError::Orders { source })
+/// Reaps the server, which is killed if it still runs.
+fn end(child: Pid) -> Result<(), ServerError> {
+    let ended = rustix::process::waitpid(Some(child), WaitOptions::NOHANG);
+    if let Ok(Some((_, status))) = ended {
+        return match (status.exit_status(), status.terminating_signal()) {
+            (Some(0), _) => Ok(()),
+            (Some(code), _) => Err(ServerError::Server(format!("exit code {code}"))),
+            (None, signal) => Err(ServerError::Server(format!("signal {}", signal.unwrap_or(0)))),
+        };
+    }
+    step("end the server", rustix::process::kill_process(child, rustix::process::Signal::KILL))?;
+    step("reap the server", rustix::process::waitpid(Some(child), WaitOptions::empty()).map(drop))
 }

@@ -1,101 +1,109 @@
-//! The volume tree and what is mounted in it.
+//! The mounter: puts volumes into the tree and takes them out, for as long as the server lives.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::Pid;
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, move_mount, unmount,
-};
+use nix::mount::{MntFlags, umount2};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, move_mount};
 
-use super::FileServerError;
-use crate::volumes::checked;
+use super::protocol::{MAX_REQUEST, Name, Request};
+use crate::rights;
 
-/// A directory that exists everywhere; only this process's namespace sees the tree on it.
-const STAGING: &str = "/tmp";
-/// The guest may make entries in the tree's root; these bound what that costs the host.
-const TREE_OPTIONS: &std::ffi::CStr = c"size=64k,nr_inodes=4096,mode=0755";
-
-/// Leaves the host's mounts for an empty root.
-pub(super) fn enter_tree() -> Result<(), FileServerError> {
-    let setup = |step| FileServerError::setup::<io::Error>(step);
-    let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-    unshare(own).map_err(|e| setup("leave the host's namespaces")(e.into()))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(|e| setup("make the mounts private")(e.into()))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("volumes", STAGING, "tmpfs", flags, TREE_OPTIONS).map_err(|e| setup("mount the volume tree")(e.into()))?;
-    std::env::set_current_dir(STAGING).map_err(setup("enter the volume tree"))?;
-    // The old root lands on the new one and is taken off at once (pivot_root(2), NOTES).
-    rustix::process::pivot_root(".", ".").map_err(|e| setup("pivot into the volume tree")(e.into()))?;
-    unmount(".", UnmountFlags::DETACH).map_err(|e| setup("leave the old root")(e.into()))?;
-    std::env::set_current_dir("/").map_err(setup("enter the new root"))
+/// Why a request failed; sent back as text.
+#[derive(Debug, thiserror::Error)]
+enum MountError {
+    #[error("the request is not understood")]
+    Request,
+    #[error("no mount came with the request")]
+    NoMount,
+    #[error("the mount is a {0}, but a {1} was announced")]
+    Kind(&'static str, &'static str),
+    #[error("a volume is called {0} already")]
+    Exists(String),
+    #[error("{step} {name}: {source}")]
+    Step { step: &'static str, name: String, source: io::Error },
 }
 
-/// Maps every id in the server's new user namespace, when it says that it has one, and lets it go on.
-pub(super) fn map_ids(proc: &OwnedFd, child: Pid, mut channel: UnixStream) -> Result<(), FileServerError> {
-    let setup = |step| FileServerError::setup::<io::Error>(step);
-    channel.read_exact(&mut [0]).map_err(setup("wait for the server's user namespace"))?;
-    for map in ["uid_map", "gid_map"] {
-        let file = openat(proc, format!("{child}/{map}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        let mut file = File::from(file.map_err(|e| setup("open the server's id map")(e.into()))?);
-        file.write_all(b"0 0 4294967295").map_err(setup("map the server's ids"))?;
-    }
-    channel.write_all(b"!").map_err(setup("let the server go on"))
-}
-
-/// Obeys until the other side is gone.
-pub(super) fn serve(socket: &UnixStream) -> Result<(), FileServerError> {
-    while let Some((request, descriptor)) = super::receive(socket)? {
-        super::answer(socket, obey(&request, descriptor))?;
-    }
-    Ok(())
-}
-
-fn obey(request: &str, descriptor: Option<OwnedFd>) -> Result<(), FileServerError> {
-    let words: Vec<&str> = request.split(' ').collect();
-    match (words.as_slice(), descriptor) {
-        (["add", name, kind @ ("dir" | "file")], Some(mount)) => add(&path(name)?, *kind == "dir", &mount),
-        (["remove", name], None) => remove(&path(name)?),
-        _ => Err(FileServerError::Request(request.to_owned())),
+/// Serves requests until the peer is gone or `server` (a pidfd) has ended.
+///
+/// # Errors
+/// When the socket fails.
+pub fn run(requests: impl AsFd, server: impl AsFd, tree: &OwnedFd) -> io::Result<()> {
+    loop {
+        let mut polled = [PollFd::new(&requests, PollFlags::IN), PollFd::new(&server, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None))?;
+        if !polled[1].revents().is_empty() {
+            return Ok(());
+        }
+        let mut buffer = [0; MAX_REQUEST];
+        let answer = match rights::receive(&requests, &mut buffer, 1) {
+            Ok((0, _)) => return Ok(()),
+            Ok((count, mut descriptors)) => match obey(&buffer[..count], descriptors.pop(), tree) {
+                Ok(()) => "ok".to_owned(),
+                Err(error) => format!("error: {error}"),
+            },
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => format!("error: {error}"),
+            Err(error) => return Err(error),
+        };
+        rights::send(&requests, answer.as_bytes(), None)?;
     }
 }
 
-fn path(name: &str) -> Result<PathBuf, FileServerError> {
-    Ok(Path::new("/").join(checked(name)?))
+fn obey(message: &[u8], mount: Option<OwnedFd>, tree: &OwnedFd) -> Result<(), MountError> {
+    match Request::parse(message).ok_or(MountError::Request)? {
+        Request::Add { name, directory } => add(&name, directory, &mount.ok_or(MountError::NoMount)?, tree),
+        Request::Remove(name) => remove(&name, tree),
+    }
 }
 
-fn add(path: &Path, directory: bool, tree: &OwnedFd) -> Result<(), FileServerError> {
-    let failed = |step| move |source: io::Error| FileServerError::Mount { step, path: path.to_owned(), source };
-    if directory {
-        fs::create_dir(path).map_err(failed("make the mount point"))?;
+fn add(name: &Name, directory: bool, mount: &OwnedFd, tree: &OwnedFd) -> Result<(), MountError> {
+    let failed =
+        |step| move |error: Errno| MountError::Step { step, name: name.as_str().to_owned(), source: error.into() };
+    let kind = rustix::fs::fstat(mount).map_err(failed("look at the mount of"))?;
+    let is_directory = FileType::from_raw_mode(kind.st_mode) == FileType::Directory;
+    if is_directory != directory {
+        let word = |directory| if directory { "directory" } else { "file" };
+        return Err(MountError::Kind(word(is_directory), word(directory)));
+    }
+    let made = if directory {
+        rustix::fs::mkdirat(tree, name.as_str(), Mode::from_raw_mode(0o755))
     } else {
-        File::create_new(path).map_err(failed("make the mount point"))?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        rustix::fs::openat(tree, name.as_str(), flags, Mode::from_raw_mode(0o644)).map(drop)
+    };
+    match made {
+        Err(Errno::EXIST) => return Err(MountError::Exists(name.as_str().to_owned())),
+        other => other.map_err(failed("make the mount point"))?,
     }
-    let moved = move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
-    moved.map_err(|error| {
-        let _ = remove_point(path);
-        failed("move the volume to")(error.into())
-    })
+    let moved = move_mount(mount, "", CWD, path(name), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+    if moved.is_err() {
+        let _ = unlink(name, tree);
+    }
+    moved.map_err(failed("mount"))
 }
 
-fn remove(path: &Path) -> Result<(), FileServerError> {
-    let failed = |step| move |source: io::Error| FileServerError::Mount { step, path: path.to_owned(), source };
-    match unmount(path, UnmountFlags::DETACH) {
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) | Ok(()) => {}
-        Err(error) => return Err(failed("unmount")(error.into())),
+fn remove(name: &Name, tree: &OwnedFd) -> Result<(), MountError> {
+    let failed = |step, source: io::Error| MountError::Step { step, name: name.as_str().to_owned(), source };
+    match umount2(path(name).as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+        Err(error) => return Err(failed("unmount", error.into())),
     }
-    match remove_point(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove the mount point")(error)),
-        _ => Ok(()),
+    match unlink(name, tree) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(failed("remove the mount point", error.into())),
     }
 }
 
-fn remove_point(path: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) }
+fn unlink(name: &Name, tree: &OwnedFd) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(tree, name.as_str(), AtFlags::empty()) {
+        Err(Errno::ISDIR) => rustix::fs::unlinkat(tree, name.as_str(), AtFlags::REMOVEDIR),
+        other => other,
+    }
+}
+
+fn path(name: &Name) -> String {
+    format!("/{}", name.as_str())
 }

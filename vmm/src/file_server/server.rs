@@ -1,106 +1,93 @@
-//! The FUSE half: virtiofsd's pass-through file system, with no more rights than it needs.
+//! The process that answers the guest's FUSE requests, with no more rights than that takes.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::{Resource, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
-};
-use vhost::vhost_user::Listener;
-use vhost_user_backend::VhostUserDaemon;
-use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use vhost::vhost_user::{Error as VhostError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use virtiofsd::passthrough::{CachePolicy, Config, InodeFileHandlesMode, PassthroughFs};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::FileServerError;
-use crate::sys;
+use super::ServerError;
+use super::namespace::{own_descriptors, step};
 
-/// A configMap's symlink that was swapped on the host is seen within this time.
-const ATTRIBUTES_HOLD: Duration = Duration::from_millis(500);
-/// Descriptors that are not the guest's files.
-const OWN_DESCRIPTORS: u64 = 64;
+/// How long the guest may believe what it knows of a file that the host may change.
+const CACHE: Duration = Duration::from_secs(1);
+/// Requests at a time: one that hangs in a network file system does not stop the others.
+const THREADS: usize = 4;
+/// Descriptors kept from the guest, for the server itself.
+const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// What acting for any user on files of any owner takes.
-const NEEDED: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SETFCAP);
+/// Capabilities that acting for any user of the guest takes.
+const CAPABILITIES: [CapabilitySet; 9] = [
+    CapabilitySet::CHOWN,
+    CapabilitySet::DAC_OVERRIDE,
+    CapabilitySet::DAC_READ_SEARCH,
+    CapabilitySet::FOWNER,
+    CapabilitySet::FSETID,
+    CapabilitySet::SETGID,
+    CapabilitySet::SETUID,
+    CapabilitySet::MKNOD,
+    CapabilitySet::SETFCAP,
+];
 
-/// Serves the one monitor that connects, until it disconnects.
-pub(super) fn serve(listener: UnixListener, proc: &OwnedFd, channel: UnixStream) -> Result<(), FileServerError> {
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(FileServerError::setup("tie the server to the mounter"))?;
-    enter_user_namespace(channel)?;
-    let config = config(proc)?;
-    drop_rights()?;
-    let file_system = PassthroughFs::new(config).map_err(FileServerError::setup("open the volume tree"))?;
-    let backend = VhostUserFsBackendBuilder::default()
-        .set_thread_pool_size(0)
-        .build(file_system)
-        .map_err(|e| FileServerError::Serve(e.to_string()))?;
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("volumes".to_owned(), Arc::new(backend), memory)
-        .map_err(|e| FileServerError::Serve(format!("{e:?}")))?;
-    let mut listener = Listener::from(listener);
-    daemon.start(&mut listener).map_err(|e| FileServerError::Serve(format!("{e:?}")))?;
-    match daemon.wait() {
-        Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
-        Err(error) => Err(FileServerError::Serve(format!("{error:?}"))),
-    }
-}
-
-/// All capabilities from here on count only for what this namespace maps and owns.
-fn enter_user_namespace(mut channel: UnixStream) -> Result<(), FileServerError> {
-    sys::new_user_namespace().map_err(FileServerError::setup("make a user namespace"))?;
-    channel.write_all(b"!").map_err(FileServerError::setup::<io::Error>("tell the mounter"))?;
-    channel.read_exact(&mut [0]).map_err(FileServerError::setup("wait for the id maps"))
-}
-
-fn config(proc: &OwnedFd) -> Result<Config, FileServerError> {
-    let open = |path: &str, flags| {
-        openat(proc, path, flags | OFlags::CLOEXEC, Mode::empty())
-            .map(File::from)
-            .map_err(FileServerError::setup("open /proc/self"))
-    };
-    let limits = getrlimit(Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limits.maximum, maximum: limits.maximum };
-    setrlimit(Resource::Nofile, raised).map_err(FileServerError::setup("raise the limit of open files"))?;
-    Ok(Config {
-        entry_timeout: ATTRIBUTES_HOLD,
-        attr_timeout: ATTRIBUTES_HOLD,
+/// Serves one vhost-user connection to its end. `descriptors` is how many the process may have open.
+///
+/// # Errors
+/// When the server cannot start or loses the connection in the middle of a message.
+pub fn run(listener: UnixListener, proc: OwnedFd, descriptors: u64) -> Result<(), ServerError> {
+    let own = own_descriptors(proc)?;
+    let config = Config {
+        entry_timeout: CACHE,
+        attr_timeout: CACHE,
         cache_policy: CachePolicy::Auto,
         root_dir: "/".into(),
         xattr: true,
-        proc_sfd_rawfd: Some(open("self/fd", OFlags::PATH)?),
-        proc_mountinfo_rawfd: Some(open("self/mountinfo", OFlags::RDONLY)?),
+        proc_sfd_rawfd: Some(File::from(own)),
         announce_submounts: true,
-        readdirplus: true,
-        guest_fd_limit: limits.maximum.unwrap_or(1 << 20).saturating_sub(OWN_DESCRIPTORS),
-        ..Default::default()
-    })
+        inode_file_handles: InodeFileHandlesMode::Never,
+        guest_fd_limit: descriptors.saturating_sub(RESERVED_DESCRIPTORS),
+        ..Config::default()
+    };
+    let files = step("open the volume tree", PassthroughFs::new(config))?;
+    step("drop capabilities", restrict())?;
+    enable_seccomp(SeccompAction::Kill, false).map_err(|error| ServerError::Seccomp(error.to_string()))?;
+    let failed = |what: String| ServerError::VhostUser(what);
+    let backend = VhostUserFsBackendBuilder::default().set_thread_pool_size(THREADS).build(files);
+    let backend = Arc::new(backend.map_err(|error| failed(error.to_string()))?);
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon =
+        VhostUserDaemon::new("volumes".into(), backend, memory).map_err(|error| failed(error.to_string()))?;
+    let served = daemon.start(&mut Listener::from(listener)).and_then(|()| daemon.wait());
+    match served {
+        Ok(()) | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => Ok(()),
+        Err(error) => Err(failed(error.to_string())),
+    }
 }
 
-fn drop_rights() -> Result<(), FileServerError> {
-    for capability in CapabilitySet::all().difference(NEEDED).iter() {
-        match remove_capability_from_bounding_set(capability) {
-            // A capability that this kernel does not know cannot be had either.
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-            Err(error) => return Err(FileServerError::setup("limit the bounding set")(error)),
+/// Gives up every capability that the list does not have, for good.
+fn restrict() -> rustix::io::Result<()> {
+    let mut keep = CapabilitySet::empty();
+    for capability in CAPABILITIES {
+        keep |= capability;
+    }
+    for capability in (0..u64::BITS).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+        if keep.contains(capability) {
+            continue;
+        }
+        // Behind the kernel's last capability.
+        if rustix::thread::remove_capability_from_bounding_set(capability) == Err(rustix::io::Errno::INVAL) {
+            break;
         }
     }
-    let sets = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: CapabilitySet::empty() };
-    set_capabilities(None, sets).map_err(FileServerError::setup("drop capabilities"))?;
-    set_no_new_privs(true).map_err(FileServerError::setup("set no_new_privs"))?;
-    enable_seccomp(SeccompAction::Kill, false).map_err(|e| FileServerError::Serve(format!("seccomp: {e}")))
+    rustix::thread::clear_ambient_capability_set()?;
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)?;
+    rustix::thread::set_no_new_privs(true)
 }

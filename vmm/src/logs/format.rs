@@ -1,73 +1,74 @@
-//! The CRI log format: `TIME stdout|stderr F|P TEXT`, one line each (kubelet's CRI logging design).
+//! Output of a container to lines of a CRI log. Pure: no I/O, no clock.
 
-use std::io::Write;
+use super::timestamp;
 
-use time::OffsetDateTime;
-
-/// Longest text of one line; longer ones are split into parts tagged P, the last one F.
+/// Longest text of one log record, in bytes; a longer line becomes several, all but its last tagged `P`.
 pub const MAX_TEXT: usize = 16 * 1024;
 
-/// Which stream bytes came from.
+/// A container's output stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// Standard output, or a terminal.
+    /// File descriptor 1, or the terminal.
     Stdout,
-    /// Standard error.
+    /// File descriptor 2.
     Stderr,
 }
 
-/// Turns pieces of two byte streams into whole log lines.
+/// Turns bytes into records `TIME stdout|stderr F|P TEXT\n`. A record holds one line or a piece of one; concatenating the
+/// texts, with a newline after each `F`, gives back the bytes exactly.
 #[derive(Debug, Default)]
 pub struct Formatter {
+    /// The unfinished line of each stream, shorter than `MAX_TEXT` or exactly that.
     unfinished: [Vec<u8>; 2],
 }
 
 impl Formatter {
-    /// Appends the lines that `bytes` completes to `out`; the rest waits for its newline.
-    pub fn push(&mut self, stream: Stream, bytes: &[u8], now: OffsetDateTime, out: &mut Vec<u8>) {
+    /// Appends the records that `bytes` completes to `out`.
+    pub fn push(&mut self, stream: Stream, mut bytes: &[u8], time: &[u8; timestamp::LEN], out: &mut Vec<u8>) {
         let unfinished = &mut self.unfinished[stream as usize];
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (text, complete) = match piece.strip_suffix(b"\n") {
-                Some(text) => (text, true),
-                None => (piece, false),
-            };
-            unfinished.extend_from_slice(text);
-            while unfinished.len() > MAX_TEXT {
-                write_line(out, now, stream, 'P', &unfinished[..MAX_TEXT]);
-                unfinished.drain(..MAX_TEXT);
-            }
-            if complete {
-                write_line(out, now, stream, 'F', unfinished);
-                unfinished.clear();
+        while !bytes.is_empty() {
+            let room = MAX_TEXT - unfinished.len();
+            let window = &bytes[..bytes.len().min(room + 1)];
+            match window.iter().position(|byte| *byte == b'\n') {
+                Some(end) => {
+                    record(out, time, stream, b'F', &[unfinished, &bytes[..end]]);
+                    unfinished.clear();
+                    bytes = &bytes[end + 1..];
+                }
+                None if window.len() > room => {
+                    record(out, time, stream, b'P', &[unfinished, &bytes[..room]]);
+                    unfinished.clear();
+                    bytes = &bytes[room..];
+                }
+                None => {
+                    unfinished.extend_from_slice(bytes);
+                    return;
+                }
             }
         }
     }
 
-    /// Appends what still waits for a newline, tagged P: readers then print it without one.
-    pub fn finish(&mut self, now: OffsetDateTime, out: &mut Vec<u8>) {
+    /// The streams have ended: last lines without a newline are written as `P`, so that readers add none either.
+    pub fn finish(&mut self, time: &[u8; timestamp::LEN], out: &mut Vec<u8>) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(&mut self.unfinished[stream as usize]);
             if !rest.is_empty() {
-                write_line(out, now, stream, 'P', &rest);
+                record(out, time, stream, b'P', &[&rest]);
             }
         }
     }
 }
 
-fn write_line(out: &mut Vec<u8>, now: OffsetDateTime, stream: Stream, tag: char, text: &[u8]) {
-    let name = match stream {
-        Stream::Stdout => "stdout",
-        Stream::Stderr => "stderr",
-    };
-    let (year, month, day) = now.to_calendar_date();
-    let (hour, minute, second, nanosecond) = now.to_hms_nano();
-    // Writing into a Vec cannot fail.
-    let _ = write!(
-        out,
-        "{year:04}-{:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanosecond:09}Z {name} {tag} ",
-        month as u8
-    );
-    out.extend_from_slice(text);
+fn record(out: &mut Vec<u8>, time: &[u8; timestamp::LEN], stream: Stream, tag: u8, text: &[&[u8]]) {
+    out.extend_from_slice(time);
+    out.extend_from_slice(match stream {
+        Stream::Stdout => b" stdout ",
+        Stream::Stderr => b" stderr ",
+    });
+    out.extend_from_slice(&[tag, b' ']);
+    for piece in text {
+        out.extend_from_slice(piece);
+    }
     out.push(b'\n');
 }
 
@@ -76,55 +77,77 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn now() -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(1_700_000_000_000_000_007).unwrap()
+    const TIME: [u8; timestamp::LEN] = *b"2026-11-24T01:02:03.123456789Z";
+
+    fn formatted(pieces: &[(Stream, &[u8])]) -> String {
+        let (mut formatter, mut out) = (Formatter::default(), Vec::new());
+        for (stream, bytes) in pieces {
+            formatter.push(*stream, bytes, &TIME, &mut out);
+        }
+        formatter.finish(&TIME, &mut out);
+        String::from_utf8(out).unwrap().replace("2026-11-24T01:02:03.123456789Z ", "")
     }
 
     #[test]
-    fn lines_look_as_the_kubelet_wants() {
-        let (mut formatter, mut out) = (Formatter::default(), Vec::new());
-        formatter.push(Stream::Stdout, b"one\ntw", now(), &mut out);
-        formatter.push(Stream::Stderr, b"\n", now(), &mut out);
-        formatter.push(Stream::Stdout, b"o", now(), &mut out);
-        formatter.finish(now(), &mut out);
-        let time = "2023-11-14T22:13:20.000000007Z";
-        let expected = format!("{time} stdout F one\n{time} stderr F \n{time} stdout P two\n");
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    fn lines_become_records() {
+        let out =
+            formatted(&[(Stream::Stdout, b"one\ntw"), (Stream::Stderr, b"oops\n\n"), (Stream::Stdout, b"o\nend")]);
+        assert_eq!(out, "stdout F one\nstderr F oops\nstderr F \nstdout F two\nstdout P end\n");
     }
 
-    /// What a reader makes of the log again.
-    fn restore(log: &[u8], stream: &str) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for line in log.split_inclusive(|byte| *byte == b'\n') {
-            let parts: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
-            if parts[1] == stream.as_bytes() {
-                let text = parts[3].strip_suffix(b"\n").unwrap();
-                assert!(text.len() <= MAX_TEXT);
-                bytes.extend_from_slice(text);
-                if parts[2] == b"F" {
-                    bytes.push(b'\n');
-                }
+    #[test]
+    fn a_line_of_the_longest_text_is_whole() {
+        let mut line = vec![b'x'; MAX_TEXT];
+        line.push(b'\n');
+        let text = "x".repeat(MAX_TEXT);
+        assert_eq!(formatted(&[(Stream::Stdout, &line)]), format!("stdout F {text}\n"));
+        line.insert(0, b'y');
+        assert_eq!(formatted(&[(Stream::Stdout, &line)]), format!("stdout P y{}\nstdout F x\n", &text[1..]));
+    }
+
+    /// What a reader of the log makes of it: each stream's bytes.
+    fn read_back(log: &[u8]) -> [Vec<u8>; 2] {
+        let mut streams = [Vec::new(), Vec::new()];
+        let mut rest = log;
+        while !rest.is_empty() {
+            let end = rest.iter().position(|byte| *byte == b'\n').unwrap();
+            let line = &rest[..end];
+            assert_eq!(line[..timestamp::LEN], TIME);
+            let which = usize::from(&line[timestamp::LEN..timestamp::LEN + 8] == b" stderr ");
+            let text = &line[timestamp::LEN + 10..];
+            assert!(text.len() <= MAX_TEXT);
+            streams[which].extend_from_slice(text);
+            if line[timestamp::LEN + 8] == b'F' {
+                streams[which].push(b'\n');
             }
+            rest = &rest[end + 1..];
         }
-        bytes
+        streams
+    }
+
+    fn output() -> impl Strategy<Value = Vec<u8>> {
+        let pieces = prop_oneof![
+            Just(vec![b'\n']),
+            proptest::collection::vec(any::<u8>(), 0..40),
+            (MAX_TEXT - 2..MAX_TEXT + 3).prop_map(|len| vec![b'a'; len]),
+        ];
+        proptest::collection::vec(pieces, 0..6).prop_map(|pieces| pieces.concat())
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn no_byte_is_lost_or_doubled(pieces in proptest::collection::vec(
-            (any::<bool>(), proptest::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..40_000)), 0..6)) {
+        fn no_byte_is_lost_and_none_is_added(frames in proptest::collection::vec((any::<bool>(), output()), 0..8)) {
             let (mut formatter, mut out) = (Formatter::default(), Vec::new());
-            let mut written = [Vec::new(), Vec::new()];
-            for (to_stderr, bytes) in &pieces {
-                let stream = if *to_stderr { Stream::Stderr } else { Stream::Stdout };
-                written[stream as usize].extend_from_slice(bytes);
-                formatter.push(stream, bytes, now(), &mut out);
+            let mut expected = [Vec::new(), Vec::new()];
+            for (is_stderr, bytes) in &frames {
+                let stream = if *is_stderr { Stream::Stderr } else { Stream::Stdout };
+                formatter.push(stream, bytes, &TIME, &mut out);
+                prop_assert!(out.is_empty() || out.ends_with(b"\n"));
+                expected[stream as usize].extend_from_slice(bytes);
             }
-            formatter.finish(now(), &mut out);
-            prop_assert_eq!(restore(&out, "stdout"), written[0].clone());
-            prop_assert_eq!(restore(&out, "stderr"), written[1].clone());
+            formatter.finish(&TIME, &mut out);
+            prop_assert_eq!(read_back(&out), expected);
         }
     }
 }

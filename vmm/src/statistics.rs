@@ -7,7 +7,10 @@ use std::io;
 const GUEST_RAM: &str = "/memfd:";
 
 /// Resident bytes of a process, proportionally for pages that it shares, without mappings of the guest's RAM.
-pub(super) fn own_bytes(pid: u32) -> io::Result<u64> {
+///
+/// # Errors
+/// When the process is gone.
+pub fn own_memory(pid: u32) -> io::Result<u64> {
     Ok(sum(&fs::read_to_string(format!("/proc/{pid}/smaps"))?))
 }
 

@@ -1,0 +1,204 @@
+//! vmm.proto: requests of the daemon.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bulkhead_proto::launch::PROTOCOL_VERSION;
+use bulkhead_proto::vmm as api;
+use bulkhead_proto::vmm_ttrpc::Vmm;
+use ttrpc::r#async::TtrpcContext;
+use ttrpc::{Code, Error, Result, get_status};
+
+use crate::descriptors::TokenError;
+use crate::devices::block::ImageDriveError;
+use crate::file_server::protocol::{Name, Request};
+use crate::logs::LogError;
+use crate::pod::{Pod, State};
+use crate::statistics;
+use crate::volumes::VolumeError;
+
+/// Parts of one image: its metadata and a blob for each layer.
+const MAX_PARTS: usize = 512;
+/// Longest image id in bytes.
+const MAX_IMAGE_ID: usize = 512;
+
+/// Answers requests about one pod.
+#[derive(Debug)]
+pub struct Control(pub Arc<Pod>);
+
+impl Control {
+    fn take(&self, token: &str) -> Result<OwnedFd> {
+        self.0.tokens.take(token).map_err(|error| token_status(&error))
+    }
+
+    async fn ask_volumes(&self, request: Request, mount: Option<OwnedFd>) -> Result<()> {
+        let volumes = self.0.volumes.as_ref().ok_or_else(|| volume_status(&VolumeError::NoServer))?;
+        volumes.ask(request, mount).await.map_err(|error| volume_status(&error))
+    }
+}
+
+#[async_trait]
+impl Vmm for Control {
+    async fn info(&self, _: &TtrpcContext, _: api::InfoRequest) -> Result<api::InfoResponse> {
+        let state = match &*self.0.state.borrow() {
+            State::Booting => api::VmState::VM_STATE_BOOTING,
+            State::Ready { .. } => api::VmState::VM_STATE_READY,
+            State::Exited(_) => api::VmState::VM_STATE_EXITED,
+        };
+        Ok(api::InfoResponse {
+            protocol_version: PROTOCOL_VERSION,
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: state.into(),
+            pid: std::process::id(),
+            monitor_pid: self.0.monitor_pid,
+            ..Default::default()
+        })
+    }
+
+    async fn wait_ready(&self, _: &TtrpcContext, _: api::WaitReadyRequest) -> Result<api::WaitReadyResponse> {
+        match self.0.ready().await {
+            Ok(boot_us) => Ok(api::WaitReadyResponse { boot_us, ..Default::default() }),
+            Err(exit) => Err(status(Code::FAILED_PRECONDITION, exit.message)),
+        }
+    }
+
+    async fn wait_exit(&self, _: &TtrpcContext, _: api::WaitExitRequest) -> Result<api::WaitExitResponse> {
+        let exit = self.0.exit().await;
+        let exit =
+            api::VmExit { reason: exit.reason.into(), message: exit.message, at_ns: exit.at_ns, ..Default::default() };
+        Ok(api::WaitExitResponse { exit: Some(exit).into(), ..Default::default() })
+    }
+
+    async fn map_image(&self, _: &TtrpcContext, request: api::MapImageRequest) -> Result<api::MapImageResponse> {
+        let bad = |what: String| status(Code::INVALID_ARGUMENT, what);
+        if request.image_id.is_empty() || request.image_id.len() > MAX_IMAGE_ID {
+            return Err(bad(format!("image_id has {} bytes, not 1 to {MAX_IMAGE_ID}", request.image_id.len())));
+        }
+        if request.parts.len() > MAX_PARTS {
+            return Err(bad(format!(
+                "image {} has {} parts, more than {MAX_PARTS}",
+                request.image_id,
+                request.parts.len()
+            )));
+        }
+        let mut parts = Vec::with_capacity(request.parts.len());
+        for part in &request.parts {
+            parts.push((File::from(self.take(&part.descriptor_token)?), part.length));
+        }
+        let extent = self.0.images.map(&request.image_id, parts).map_err(|error| image_status(&error))?;
+        Ok(api::MapImageResponse { start_sector: extent.start_sector, sectors: extent.sectors, ..Default::default() })
+    }
+
+    async fn unmap_image(&self, _: &TtrpcContext, request: api::UnmapImageRequest) -> Result<api::UnmapImageResponse> {
+        self.0.images.unmap(&request.image_id);
+        Ok(api::UnmapImageResponse::new())
+    }
+
+    async fn attach_log(&self, _: &TtrpcContext, request: api::AttachLogRequest) -> Result<api::AttachLogResponse> {
+        let token = &request.descriptor_token;
+        let target = if token.is_empty() { None } else { Some(File::from(self.take(token)?)) };
+        self.0.logs.attach(&request.container_id, target).await.map_err(|error| log_status(&error))?;
+        Ok(api::AttachLogResponse::new())
+    }
+
+    async fn reopen_log(&self, _: &TtrpcContext, request: api::ReopenLogRequest) -> Result<api::ReopenLogResponse> {
+        let target = File::from(self.take(&request.descriptor_token)?);
+        self.0.logs.reopen(&request.container_id, target).await.map_err(|error| log_status(&error))?;
+        Ok(api::ReopenLogResponse::new())
+    }
+
+    async fn wait_log(&self, _: &TtrpcContext, request: api::WaitLogRequest) -> Result<api::WaitLogResponse> {
+        let end = self.0.logs.wait(&request.container_id).await.map_err(|error| log_status(&error))?;
+        let exit = end.exit.map(|exit| api::ContainerExit {
+            code: exit.code,
+            oom_killed: exit.oom_killed,
+            finished_at_ns: exit.finished_at_ns,
+            ..Default::default()
+        });
+        Ok(api::WaitLogResponse { exit: exit.into(), lost_bytes: end.lost_bytes, ..Default::default() })
+    }
+
+    async fn detach_log(&self, _: &TtrpcContext, request: api::DetachLogRequest) -> Result<api::DetachLogResponse> {
+        self.0.logs.detach(&request.container_id);
+        Ok(api::DetachLogResponse::new())
+    }
+
+    async fn add_volume(&self, _: &TtrpcContext, request: api::AddVolumeRequest) -> Result<api::AddVolumeResponse> {
+        let name = Name::new(&request.name).map_err(|error| volume_status(&error.into()))?;
+        let mount = self.take(&request.descriptor_token)?;
+        self.ask_volumes(Request::Add { name, directory: request.directory }, Some(mount)).await?;
+        Ok(api::AddVolumeResponse::new())
+    }
+
+    async fn remove_volume(
+        &self,
+        _: &TtrpcContext,
+        request: api::RemoveVolumeRequest,
+    ) -> Result<api::RemoveVolumeResponse> {
+        let name = Name::new(&request.name).map_err(|error| volume_status(&error.into()))?;
+        self.ask_volumes(Request::Remove(name), None).await?;
+        Ok(api::RemoveVolumeResponse::new())
+    }
+
+    async fn statistics(&self, _: &TtrpcContext, _: api::StatisticsRequest) -> Result<api::StatisticsResponse> {
+        let vsock = self.0.vsock.counters();
+        // A monitor that has just ended has no memory.
+        let memory = |pid| statistics::own_memory(pid).unwrap_or(0);
+        Ok(api::StatisticsResponse {
+            vmm_memory_bytes: memory(std::process::id()),
+            monitor_memory_bytes: memory(self.0.monitor_pid),
+            block_read_bytes: self.0.block_counters.iter().map(|counters| counters.read_bytes()).sum(),
+            block_written_bytes: self.0.block_counters.iter().map(|counters| counters.written_bytes()).sum(),
+            vsock_rx_bytes: vsock.to_guest_bytes(),
+            vsock_tx_bytes: vsock.from_guest_bytes(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> Result<api::ShutdownResponse> {
+        self.0.shutdown.notify_one();
+        self.0.exit().await;
+        Ok(api::ShutdownResponse::new())
+    }
+}
+
+fn status(code: Code, text: impl ToString) -> Error {
+    Error::RpcStatus(get_status(code, text.to_string()))
+}
+
+fn token_status(error: &TokenError) -> Error {
+    let TokenError::Unknown(_) = error;
+    status(Code::NOT_FOUND, error)
+}
+
+fn image_status(error: &ImageDriveError) -> Error {
+    let code = match error {
+        ImageDriveError::PartLength { .. } | ImageDriveError::NoParts { .. } => Code::INVALID_ARGUMENT,
+        ImageDriveError::Full { .. } => Code::RESOURCE_EXHAUSTED,
+    };
+    status(code, error)
+}
+
+fn log_status(error: &LogError) -> Error {
+    let code = match error {
+        LogError::Unknown(_) => Code::NOT_FOUND,
+        LogError::Exists(_) => Code::ALREADY_EXISTS,
+        LogError::Ended(_) => Code::FAILED_PRECONDITION,
+        LogError::Id(_) => Code::INVALID_ARGUMENT,
+        LogError::TooMany => Code::RESOURCE_EXHAUSTED,
+        LogError::Connect { .. } | LogError::Stream { .. } => Code::UNAVAILABLE,
+    };
+    status(code, error)
+}
+
+fn volume_status(error: &VolumeError) -> Error {
+    let code = match error {
+        VolumeError::Name(_) => Code::INVALID_ARGUMENT,
+        VolumeError::NoServer => Code::FAILED_PRECONDITION,
+        VolumeError::Refused { .. } => Code::INTERNAL,
+        VolumeError::Gone { .. } => Code::UNAVAILABLE,
+    };
+    status(code, error)
+}
