@@ -148,7 +148,8 @@ fn a_container_ends_with_its_exit_code(f: &mut Fixture) -> Result<()> {
 fn a_container_may_end_before_its_start_is_answered(f: &mut Fixture) -> Result<()> {
     let pod = f.pod("short")?;
     for round in 0..12 {
-        let outcome = pod.once(&Spec::new(&f.image("busybox")?, &["true"])).with_context(|| format!("round {round}"))?;
+        let outcome =
+            pod.once(&Spec::new(&f.image("busybox")?, &["true"])).with_context(|| format!("round {round}"))?;
         ensure!(outcome.code == 0 && outcome.status.started_at > 0, "round {round}: {outcome:?}");
     }
     Ok(())

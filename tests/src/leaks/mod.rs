@@ -17,8 +17,8 @@ pub mod sweep;
 
 /// The kernel and the daemon need a moment after the last answer (lazy unmounts, closing connections).
 const SETTLE: Duration = Duration::from_secs(10);
-/// Growth of the daemon's memory that caches and the allocator explain.
-const MEMORY_GROWTH: u64 = 48 << 20;
+/// Growth of the daemon's memory that caches and what the allocator keeps of parallel pulls explain.
+const MEMORY_GROWTH: u64 = 96 << 20;
 /// Idle connections to registries and clients that come and go.
 const SPARE_SOCKETS: usize = 6;
 

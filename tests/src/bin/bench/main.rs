@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use bulkhead_tests::environment::Environment;
 use bulkhead_tests::fixture::Fixture;
+use bulkhead_tests::leaks::host;
 use bulkhead_tests::suite::SuiteFixture;
 
 mod plain_qemu;
@@ -22,10 +23,7 @@ const ROUNDS: usize = 10;
 
 fn main() -> ExitCode {
     match measure() {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -33,7 +31,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure() -> Result<String> {
+fn measure() -> Result<()> {
     let rounds = match std::env::args().nth(1) {
         Some(rounds) => rounds.parse().context("usage: bench [ROUNDS]")?,
         None => ROUNDS,
@@ -41,14 +39,20 @@ fn measure() -> Result<String> {
     let environment = Environment::find()?;
     let fixture = Fixture::start(&environment)?;
     let measured = rows(&fixture, rounds);
+    if let Ok(rows) = &measured {
+        print!("{}", table::Table { rounds, rows });
+    }
     let finished = fixture.finish();
-    let table = table::Table::new(rounds, measured?);
-    finished?;
-    Ok(table.to_string())
+    measured.map(drop).and(finished)
 }
 
 fn rows(fixture: &Fixture, rounds: usize) -> Result<Vec<table::Row>> {
     let mut rows = pods::measure(fixture, rounds)?;
     rows.extend(pull::measure(fixture, rounds)?);
+    if let Some(pid) = fixture.daemon.pid() {
+        let mut memory = table::Row::new("the daemon's memory after all this", table::Unit::Mebibytes);
+        memory.add(pods::mebibytes(host::resident(pid)));
+        rows.push(memory);
+    }
     Ok(rows)
 }

@@ -64,8 +64,9 @@ pub fn measure(fixture: &Fixture, rounds: usize) -> Result<Vec<Row>> {
     Ok(vec![run, create, start, first_byte, stop, remove, plain, ratio, vmm, initramfs])
 }
 
+/// For a [`Row`] of that unit.
 #[allow(clippy::cast_precision_loss)] // sizes far below 2^52
-fn mebibytes(bytes: u64) -> f64 {
+pub fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / MEBIBYTE
 }
 

@@ -25,9 +25,11 @@ pub struct Row {
 
 /// All rows.
 #[derive(Debug)]
-pub struct Table {
-    rounds: usize,
-    rows: Vec<Row>,
+pub struct Table<'a> {
+    /// Measurements of each row.
+    pub rounds: usize,
+    /// Top first.
+    pub rows: &'a [Row],
 }
 
 impl Row {
@@ -76,14 +78,7 @@ fn median(sorted: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
 
-impl Table {
-    /// Of `rounds` measurements of each row.
-    pub fn new(rounds: usize, rows: Vec<Row>) -> Self {
-        Self { rounds, rows }
-    }
-}
-
-impl fmt::Display for Table {
+impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head =
             [format!("{} rounds", self.rounds), "minimum".into(), "median".into(), "maximum".into(), "goal".into()];
