@@ -1,13 +1,16 @@
 //! A pod's whole life as people see it with crictl.
 
+use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
+use bulkhead_tests::cri::Cri;
 use bulkhead_tests::crictl::Crictl;
 use bulkhead_tests::fixture::Fixture;
-use bulkhead_tests::pod::Spec;
-use bulkhead_tests::wait;
+use bulkhead_tests::pod::{Pod, Spec};
+use bulkhead_tests::{logs, wait};
 use serde_json::json;
 
 bulkhead_tests::suite!(
@@ -18,7 +21,11 @@ bulkhead_tests::suite!(
     a_container_ends_with_its_exit_code,
     a_container_may_end_before_its_start_is_answered,
     stop_and_remove_may_be_repeated,
+    removing_a_running_container_ends_it,
     removing_a_pod_ends_its_containers,
+    a_log_that_is_rotated_loses_nothing,
+    long_and_binary_lines_are_logged,
+    many_pods_at_once_do_not_disturb_each_other,
     a_retried_run_joins_the_first,
     unknown_ids_are_not_found,
     verbs_that_are_not_built_say_so,
@@ -107,7 +114,7 @@ fn labels_and_annotations_come_back_unaltered(f: &mut Fixture) -> Result<()> {
     let mut config = f.pod_config("labels");
     config.labels.insert("app.kubernetes.io/name".into(), "a \"quoted\" näme".into());
     config.annotations.insert("example.org/json".into(), "{\"a\": [1, 2]}\n".into());
-    let pod = bulkhead_tests::pod::Pod::run(f.cri(), config.clone(), "")?;
+    let pod = Pod::run(f.cri(), config.clone(), "")?;
     let status = pod.status()?;
     ensure!(status.labels == config.labels && status.annotations == config.annotations, "{status:?}");
     ensure!(status.runtime_handler == "qemu" || status.runtime_handler.is_empty(), "{status:?}");
@@ -192,13 +199,97 @@ fn removing_a_pod_ends_its_containers(f: &mut Fixture) -> Result<()> {
     f.assert_nothing_left()
 }
 
+fn removing_a_running_container_ends_it(f: &mut Fixture) -> Result<()> {
+    let pod = f.pod("running")?;
+    pod.once(&f.shell("true")?.named("earlier"))?;
+    let before = processes(f, &pod)?;
+    let container = pod.start(&f.shell(SERVICE)?)?;
+    container.says("running")?;
+    ensure!(processes(f, &pod)? > before, "its processes are not counted");
+    container.remove()?;
+    ensure!(f.cri().containers()?.is_empty(), "it is still listed");
+    ensure!(processes(f, &pod)? == before, "its processes are still there");
+    Ok(())
+}
+
+/// Processes of a pod's containers and what holds its namespaces.
+fn processes(f: &Fixture, pod: &Pod) -> Result<u64> {
+    let request = cri::PodSandboxStatsRequest { pod_sandbox_id: pod.id.clone() };
+    let stats = f.cri().pod_sandbox_stats(request)?.stats.and_then(|stats| stats.linux);
+    let count = stats.and_then(|linux| linux.process).and_then(|process| process.process_count);
+    Ok(count.context("the pod's stats have no process count")?.value)
+}
+
+fn a_log_that_is_rotated_loses_nothing(f: &mut Fixture) -> Result<()> {
+    let pod = f.pod("rotated")?;
+    let script = "n=0; while [ $n -lt 400 ]; do echo line $n; n=$((n+1)); sleep 0.005; done";
+    let container = pod.start(&f.shell(script)?)?;
+    let mut parts = Vec::new();
+    for part in 0..3 {
+        container.says(&format!("line {}", 60 + part * 80))?;
+        let old = container.log.with_extension(format!("{part}"));
+        std::fs::rename(&container.log, &old)?;
+        f.cri().reopen_container_log(cri::ReopenContainerLogRequest { container_id: container.id.clone() })?;
+        parts.push(old);
+    }
+    ensure!(container.finish()?.code == 0, "{:?}", container.status()?);
+    parts.push(container.log);
+    let logs = parts.iter().map(|part| Ok(logs::text_of(&logs::parse(&std::fs::read_to_string(part)?)?, "stdout")));
+    let all = logs.collect::<Result<Vec<String>>>()?;
+    ensure!(all.iter().all(|log| !log.is_empty()), "a part is empty");
+    let wanted: String = (0..400).map(|n| format!("line {n}\n")).collect();
+    ensure!(all.concat() == wanted, "lines are lost or doubled: {all:?}");
+    Ok(())
+}
+
+fn long_and_binary_lines_are_logged(f: &mut Fixture) -> Result<()> {
+    let pod = f.pod("lines")?;
+    let script = "head -c 200000 /dev/zero | tr '\\0' x; echo; printf 'a\\000\\377b\\r\\n'; echo; echo end";
+    let container = pod.start(&f.shell(script)?)?;
+    container.ended(Duration::from_secs(30))?;
+    let log = std::fs::read(&container.log)?;
+    let longest = log.split(|byte| *byte == b'\n').map(<[u8]>::len).max().unwrap_or(0);
+    ensure!(longest <= 17 * 1024, "a line of the log has {longest} bytes; readers take 16 KiB and the prefix");
+    let text = |line: &[u8]| line.splitn(4, |byte| *byte == b' ').nth(3).map(<[u8]>::to_vec).unwrap_or_default();
+    let lines: Vec<Vec<u8>> = log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(text).collect();
+    ensure!(
+        lines.iter().map(|line| line.iter().filter(|b| **b == b'x').count()).sum::<usize>() == 200_000,
+        "bytes are lost"
+    );
+    ensure!(lines.ends_with(&[b"a\0\xffb\r".to_vec(), Vec::new(), b"end".to_vec()]), "{:?}", &lines[lines.len() - 3..]);
+    Ok(())
+}
+
+fn many_pods_at_once_do_not_disturb_each_other(f: &mut Fixture) -> Result<()> {
+    let image = f.image("busybox")?;
+    let socket = f.daemon.settings.socket();
+    let threads: Vec<_> = (0..5)
+        .map(|number| {
+            let config = f.pod_config(&format!("many-{number}"));
+            let (socket, image) = (socket.clone(), image.clone());
+            std::thread::spawn(move || -> Result<(String, String)> {
+                let pod = Pod::run(&Rc::new(Cri::new(&socket)?), config, "")?;
+                let outcome = pod.once(&Spec::shell(&image, "hostname"))?;
+                Ok((pod.address()?, outcome.stdout))
+            })
+        })
+        .collect();
+    let mut addresses = BTreeSet::new();
+    for (number, thread) in threads.into_iter().enumerate() {
+        let (address, said) = thread.join().map_err(|_| anyhow::anyhow!("a pod's thread panicked"))??;
+        ensure!(said == format!("many-{number}\n"), "pod {number} said {said:?}");
+        ensure!(addresses.insert(address), "two pods have one address: {addresses:?}");
+    }
+    Ok(())
+}
+
 fn a_retried_run_joins_the_first(f: &mut Fixture) -> Result<()> {
     let config = f.pod_config("joined");
     let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
     let socket = f.daemon.settings.socket();
     let retried = request.clone();
     let other = std::thread::spawn(move || -> Result<String> {
-        Ok(bulkhead_tests::cri::Cri::new(&socket)?.run_pod_sandbox(retried)?.pod_sandbox_id)
+        Ok(Cri::new(&socket)?.run_pod_sandbox(retried)?.pod_sandbox_id)
     });
     let mine = f.cri().run_pod_sandbox(request)?.pod_sandbox_id;
     let other = other.join().map_err(|_| anyhow::anyhow!("the other request panicked"))??;
