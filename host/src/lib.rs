@@ -3,13 +3,16 @@
 //! * [`cri`]: the verbs: validate, call the domain, convert.
 //! * [`sandbox`], [`container`], [`image`]: the domain; state machines over a durable journal.
 //! * [`sandboxer`]: the per-pod process that carries a VM; [`guest`]: the agent inside it; [`network`]: CNI and taps.
-//! * [`store`], [`journaled`], [`serial`]: how state is kept and changed; [`sys`]: the unsafe index.
+//! * [`store`], [`journaled`], [`serial`], [`creations`]: how state is kept and changed; [`blocking`]: paths of other
+//!   people; [`sys`]: the unsafe index.
 //! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type.
 
+pub mod blocking;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod container;
+pub mod creations;
 pub mod cri;
 pub mod guest;
 pub mod image;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use crate::config::Config;
-use crate::container::Container;
+use crate::container::{Container, ContainerError};
+use crate::creations::Creations;
 use crate::image::Images;
 use crate::network::PodNetwork;
-use crate::sandbox::{Creations, Sandbox, scratch::ScratchTemplate};
+use crate::sandbox::{Sandbox, SandboxError, scratch::ScratchTemplate};
 use crate::sandboxer::monitor::HostAbilities;
 use crate::store::Store;
 use crate::sys::cgroup::Hierarchy;
@@ -40,8 +41,10 @@ pub struct Node {
     pub sandboxes: Registry<Sandbox>,
     /// Containers by id.
     pub containers: Registry<Container>,
-    /// Creations in flight, so that a retried request joins instead of starting another.
-    pub creations: Creations,
+    /// Sandboxes being made, by pod.
+    pub sandbox_creations: Creations<SandboxError>,
+    /// Containers being made, by sandbox, name and attempt.
+    pub container_creations: Creations<ContainerError>,
 }
 
 /// Something that stands in a [`Registry`].

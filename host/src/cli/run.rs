@@ -10,6 +10,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_client::ImageServiceClient;
 use bulkhead_proto::cri::runtime_service_client::RuntimeServiceClient;
 use hyper_util::rt::TokioIo;
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::config::Config;
@@ -74,10 +75,14 @@ async fn run_pod(mut client: Client, arguments: &RunArguments) -> anyhow::Result
     let config = pod_config(logs.path());
     let request =
         cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: arguments.handler.clone() };
+    // From here on a signal is remembered, so that the pod, once it is known, is removed again.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let pod = client.runtime.run_pod_sandbox(request).await.map_err(words)?.into_inner().pod_sandbox_id;
     let ended = tokio::select! {
+        biased;
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        _ = terminate.recv() => Ok(ExitCode::from(143)),
         ended = run_container(&mut client, arguments, &pod, config, logs.path()) => ended,
-        _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
     };
     // Removes its container too, and stops both first.
     let removed = client.runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: pod }).await;

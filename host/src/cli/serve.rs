@@ -78,7 +78,8 @@ async fn node(config: Config) -> anyhow::Result<Node> {
         cgroups,
         sandboxes: Default::default(),
         containers: Default::default(),
-        creations: Default::default(),
+        sandbox_creations: Default::default(),
+        container_creations: Default::default(),
         config,
     })
 }

@@ -36,10 +36,11 @@ pub async fn create(
     sandbox: &Arc<Sandbox>,
     config: cri::ContainerConfig,
 ) -> Result<String, ContainerError> {
-    let (node, target) = (node.clone(), sandbox.clone());
-    // A task of its own: it ends in order even when the caller goes away.
-    let task = tokio::spawn(async move { create_now(&node, &target, config).await });
-    task.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: "being created".into() }))
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let key = format!("{}/{}/{}", sandbox.id, metadata.name, metadata.attempt);
+    let interrupted = ContainerError::Interrupted { id: format!("{} of sandbox {}", metadata.name, sandbox.id) };
+    let (maker, target) = (node.clone(), sandbox.clone());
+    node.container_creations.join(&key, interrupted, || async move { create_now(&maker, &target, config).await }).await
 }
 
 async fn create_now(
@@ -50,7 +51,8 @@ async fn create_now(
     let live = sandbox.live("creating a container")?;
     let image = find_image(node, &config)?;
     let id = new_id();
-    let order = order(sandbox, &id, &config, &image)?;
+    refuse_twin(node, sandbox, &config)?;
+    let order = order(sandbox, &id, &config, &image).await?;
     let first = ContainerRecord {
         id: id.clone(),
         sandbox_id: sandbox.id.clone(),
@@ -66,7 +68,7 @@ async fn create_now(
     };
     let record = Journaled::create(node.store.clone(), Kind::Container, &id, first).await?;
     let container = Container::new(&id, record);
-    reserve_name(node, &container).await?;
+    node.containers.insert(container.clone());
     match build(node, &container, &live, order).await {
         Ok(()) => {
             watch::spawn(node, &container);
@@ -94,19 +96,16 @@ fn find_image(node: &Node, config: &cri::ContainerConfig) -> Result<Image, Conta
     node.images.find(&name).ok_or(ContainerError::NoImage { image: name })
 }
 
-/// Two containers of one pod never share name and attempt; the registry decides who was first.
-async fn reserve_name(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
-    let record = container.record.get();
-    let metadata = record.metadata();
-    let twin = super::of_sandbox(node, &record.sandbox_id)
-        .into_iter()
-        .find(|other| other.id != container.id && other.record.get().metadata() == metadata);
-    let Some(twin) = twin else {
-        node.containers.insert(container.clone());
-        return Ok(());
-    };
-    container.record.forget().await?;
-    Err(ContainerError::Exists { name: metadata.name, sandbox: record.sandbox_id.clone(), id: twin.id.clone() })
+/// Two containers of one pod never share name and attempt. Asked where no other creation of this name can run.
+fn refuse_twin(node: &Node, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<(), ContainerError> {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let twin = super::of_sandbox(node, &sandbox.id).into_iter().find(|other| other.record.get().metadata() == metadata);
+    match twin {
+        None => Ok(()),
+        Some(twin) => {
+            Err(ContainerError::Exists { name: metadata.name, sandbox: sandbox.id.clone(), id: twin.id.clone() })
+        }
+    }
 }
 
 /// What the agent and the machine will be told.
@@ -116,7 +115,12 @@ struct Order {
     spec: agent::ContainerSpec,
 }
 
-fn order(sandbox: &Sandbox, id: &str, config: &cri::ContainerConfig, image: &Image) -> Result<Order, ContainerError> {
+async fn order(
+    sandbox: &Sandbox,
+    id: &str,
+    config: &cri::ContainerConfig,
+    image: &Image,
+) -> Result<Order, ContainerError> {
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     refuse_unsupported(config, &context)?;
@@ -144,7 +148,7 @@ fn order(sandbox: &Sandbox, id: &str, config: &cri::ContainerConfig, image: &Ima
         rootfs: Some(agent::Rootfs { readonly: context.readonly_rootfs, ..Default::default() }).into(),
         ..Default::default()
     };
-    Ok(Order { process, volumes: volumes::plan(id, &config.mounts)?, spec })
+    Ok(Order { process, volumes: volumes::plan(id, &config.mounts).await?, spec })
 }
 
 /// What is not applied is refused, never dropped.
@@ -182,7 +186,7 @@ async fn build(node: &Arc<Node>, container: &Arc<Container>, live: &Live, order:
     let id = record.id.as_str();
     let log = match record.log_path.as_str() {
         "" => None,
-        path => Some(log::open(id, path)?),
+        path => Some(log::open(id, path).await?),
     };
     let extent = map_image(node, live, id, &record.image_id).await?;
     let mut spec = order.spec;
@@ -193,7 +197,10 @@ async fn build(node: &Arc<Node>, container: &Arc<Container>, live: &Live, order:
     let request = agent::CreateContainerRequest { spec: Some(spec).into(), ..Default::default() };
     live.agent.create_container(request).await.map_err(ContainerError::guest(id))?;
     live.machine.attach_log(id, log.as_ref()).await.map_err(ContainerError::machine(id))?;
-    container.take(ContainerEvent::Built).await
+    container.take(ContainerEvent::Built).await?;
+    // A machine that ended meanwhile has reported to its containers before this one counted as one.
+    node.sandboxes.find("sandbox", &record.sandbox_id)?.live("creating a container").map(drop)?;
+    Ok(())
 }
 
 /// Makes an image readable in the guest; the same image twice is one mapping.

@@ -13,8 +13,6 @@ use crate::sandbox::Live;
 
 /// Bytes kept of each stream (CRI: ExecSync); the rest is discarded.
 const MAX_OUTPUT: usize = 16 * 1024 * 1024;
-/// Longest wait for the end of a process that was killed.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGKILL: u32 = 9;
 
 /// What a command left behind.
@@ -58,38 +56,60 @@ pub async fn exec_sync(
 
 async fn run(live: &Live, id: &str, process: agent::Process, timeout_s: i64) -> Result<ExecOutput, ContainerError> {
     let exec_id = new_id();
+    let whole = start_and_collect(live, id, &exec_id, process);
+    let result = match u64::try_from(timeout_s) {
+        Ok(seconds @ 1..) => match tokio::time::timeout(Duration::from_secs(seconds), whole).await {
+            Ok(result) => result,
+            Err(_) => {
+                // The answer must not wait for a guest that may not answer at all.
+                let (live, container) = (live.clone(), id.to_owned());
+                tokio::spawn(async move { forget(&live, &container, exec_id, true).await });
+                return Err(ContainerError::ExecTimeout { id: id.to_owned(), seconds: timeout_s });
+            }
+        },
+        _ => whole.await,
+    };
+    forget(live, id, exec_id, false).await;
+    result
+}
+
+async fn start_and_collect(
+    live: &Live,
+    id: &str,
+    exec_id: &str,
+    process: agent::Process,
+) -> Result<ExecOutput, ContainerError> {
     let request = agent::ExecProcessRequest {
         container_id: id.to_owned(),
-        exec_id: exec_id.clone(),
+        exec_id: exec_id.to_owned(),
         process: Some(process).into(),
         ..Default::default()
     };
     live.agent.exec_process(request).await.map_err(ContainerError::guest(id))?;
-    let result = within(live, id, &exec_id, timeout_s).await;
-    let forget = agent::RemoveProcessRequest { container_id: id.to_owned(), exec_id, ..Default::default() };
-    if let Err(error) = live.agent.remove_process(forget).await {
-        tracing::warn!(container = id, %error, "cannot forget an exec'd process");
-    }
-    result
+    collect(live, id, exec_id).await
 }
 
-async fn within(live: &Live, id: &str, exec_id: &str, timeout_s: i64) -> Result<ExecOutput, ContainerError> {
-    let collected = collect(live, id, exec_id);
-    let Ok(seconds @ 1..) = u64::try_from(timeout_s) else { return collected.await };
-    tokio::pin!(collected);
-    if let Ok(result) = tokio::time::timeout(Duration::from_secs(seconds), &mut collected).await {
-        return result;
+/// Forgets the process in the guest, after killing its process group if it may still run.
+async fn forget(live: &Live, id: &str, exec_id: String, kill: bool) {
+    if kill {
+        let request = agent::SignalProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.clone(),
+            signal: SIGKILL,
+            all: true,
+            ..Default::default()
+        };
+        if let Err(error) = live.agent.signal_process(request).await {
+            tracing::warn!(container = id, %error, "cannot kill a command that took too long");
+        }
     }
-    let kill = agent::SignalProcessRequest {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
-        signal: SIGKILL,
-        all: true,
-        ..Default::default()
-    };
-    live.agent.signal_process(kill).await.map_err(ContainerError::guest(id))?;
-    let _ = tokio::time::timeout(KILL_TIMEOUT, &mut collected).await;
-    Err(ContainerError::ExecTimeout { id: id.to_owned(), seconds: timeout_s })
+    let request = agent::RemoveProcessRequest { container_id: id.to_owned(), exec_id, ..Default::default() };
+    match live.agent.remove_process(request).await {
+        Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => {
+            tracing::warn!(container = id, %error, "cannot forget an exec'd process");
+        }
+        _ => {}
+    }
 }
 
 async fn collect(live: &Live, id: &str, exec_id: &str) -> Result<ExecOutput, ContainerError> {

@@ -25,15 +25,21 @@ async fn start_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), C
     let at = now_ns();
     match live.agent.start_container(request).await {
         Ok(_) => container.take(ContainerEvent::Started { at }).await,
-        Err(error) => {
+        // The agent says that it runs already: a daemon was killed before it could note the start.
+        Err(error) if error.code() == Some(ttrpc::Code::FAILED_PRECONDITION) => {
+            container.take(ContainerEvent::Started { at }).await
+        }
+        Err(error) if error.code().is_some() => {
             let exit = Exit {
                 code: 128,
                 reason: "ContainerCannotRun".into(),
                 message: error.to_string(),
                 finished_at: now_ns(),
             };
-            container.take(ContainerEvent::Ended(exit)).await?;
+            container.take(ContainerEvent::StartFailed(exit)).await?;
             Err(ContainerError::guest(&record.id)(error))
         }
+        // Whether it runs is not known: its watcher or its machine's end will tell.
+        Err(error) => Err(ContainerError::guest(&record.id)(error)),
     }
 }

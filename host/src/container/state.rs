@@ -59,6 +59,8 @@ pub enum ContainerEvent {
     },
     /// It ended, or its machine did.
     Ended(Exit),
+    /// Its command could not be executed.
+    StartFailed(Exit),
     /// Somebody wants it gone.
     Remove,
 }
@@ -84,6 +86,8 @@ impl ContainerState {
             (S::Running { started_at }, E::Ended(exit)) => S::Exited { started_at, exit },
             // A short command may be over before its start is recorded.
             (S::Exited { started_at: 0, exit }, E::Started { at }) => S::Exited { started_at: at, exit },
+            // The reason is better than the exit that the stream reports of the same failure.
+            (S::Created | S::Exited { started_at: 0, .. }, E::StartFailed(exit)) => S::Exited { started_at: 0, exit },
             (kept @ S::Exited { .. }, E::Ended(_)) => kept,
             (S::Removing, E::Ended(_)) => S::Removing,
             (_, E::Remove) => S::Removing,
@@ -115,15 +119,15 @@ mod tests {
         let exit = |code| Exit { code, reason: "Error".into(), message: String::new(), finished_at: 9 };
         let exited = |started_at, code| S::Exited { started_at, exit: exit(code) };
         let states = [S::Creating, S::Created, S::Running { started_at: 5 }, exited(0, 1), exited(4, 1), S::Removing];
-        let events = [E::Built, E::Started { at: 5 }, E::Ended(exit(2)), E::Remove];
+        let events = [E::Built, E::Started { at: 5 }, E::Ended(exit(2)), E::StartFailed(exit(3)), E::Remove];
         #[rustfmt::skip]
         let expected = [
-            [Some(S::Created), None, None, Some(S::Removing)],
-            [None, Some(S::Running { started_at: 5 }), Some(exited(0, 2)), Some(S::Removing)],
-            [None, None, Some(exited(5, 2)), Some(S::Removing)],
-            [None, Some(exited(5, 1)), Some(exited(0, 1)), Some(S::Removing)],
-            [None, None, Some(exited(4, 1)), Some(S::Removing)],
-            [None, None, Some(S::Removing), Some(S::Removing)],
+            [Some(S::Created), None, None, None, Some(S::Removing)],
+            [None, Some(S::Running { started_at: 5 }), Some(exited(0, 2)), Some(exited(0, 3)), Some(S::Removing)],
+            [None, None, Some(exited(5, 2)), None, Some(S::Removing)],
+            [None, Some(exited(5, 1)), Some(exited(0, 1)), Some(exited(0, 3)), Some(S::Removing)],
+            [None, None, Some(exited(4, 1)), None, Some(S::Removing)],
+            [None, None, Some(S::Removing), None, Some(S::Removing)],
         ];
         for (state, row) in states.iter().zip(expected) {
             for (event, want) in events.iter().zip(row) {

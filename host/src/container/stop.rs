@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bulkhead_proto::{agent, cri};
 
-use super::{Container, ContainerError, ContainerRecord, ContainerState};
-use crate::node::Node;
+use super::{Container, ContainerError, ContainerEvent, ContainerRecord, ContainerState, Exit};
+use crate::node::{Node, now_ns};
 use crate::sandbox::Live;
 
 /// Longest wait for the end after SIGKILL, in seconds.
 const KILL_TIMEOUT_S: u64 = 10;
+/// Longest wait for the report of a machine's end.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
@@ -23,9 +25,7 @@ pub async fn stop(node: &Arc<Node>, container: &Arc<Container>, grace: Duration)
     }
     let sandbox = node.sandboxes.find("sandbox", &record.sandbox_id)?;
     let Ok(live) = sandbox.live("stopping a container") else {
-        // The machine's end ends its containers; that report may still be on its way.
-        container.record.wait_until(ended).await;
-        return Ok(());
+        return end_with_machine(container).await;
     };
     if !grace.is_zero() {
         signal(&live, &record.id, stop_signal(&record), false).await?;
@@ -39,6 +39,16 @@ pub async fn stop(node: &Arc<Node>, container: &Arc<Container>, grace: Duration)
         Ok(_) => Ok(()),
         Err(_) => Err(ContainerError::StopTimeout { id: record.id.clone(), seconds: KILL_TIMEOUT_S }),
     }
+}
+
+/// The machine's end ends its containers; that report may still be on its way, or have been lost with a daemon.
+async fn end_with_machine(container: &Arc<Container>) -> Result<(), ContainerError> {
+    if tokio::time::timeout(REPORT_TIMEOUT, container.record.wait_until(ended)).await.is_ok() {
+        return Ok(());
+    }
+    let message = "its pod's machine is gone".to_owned();
+    let exit = Exit { code: 137, reason: "Error".into(), message, finished_at: now_ns() };
+    container.take(ContainerEvent::Ended(exit)).await
 }
 
 fn ended(record: &ContainerRecord) -> bool {

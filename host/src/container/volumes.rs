@@ -7,6 +7,7 @@ use bulkhead_proto::{agent, cri};
 use rustix::fs::statfs;
 
 use super::ContainerError;
+use crate::blocking;
 use crate::node::Node;
 use crate::sandbox::Live;
 use crate::sys::mounts::{self, Access};
@@ -40,23 +41,27 @@ impl Plan {
 }
 
 /// Checks every mount of a container.
-pub(super) fn plan(container_id: &str, mounts: &[cri::Mount]) -> Result<Plan, ContainerError> {
+pub(super) async fn plan(container_id: &str, mounts: &[cri::Mount]) -> Result<Plan, ContainerError> {
     let mut plan = Plan::default();
     for (index, mount) in mounts.iter().enumerate() {
         let name = format!("{}-{index}", &container_id[..container_id.len().min(12)]);
-        plan.mounts.push(plan_one(name, mount)?);
+        let looked_at = mount.clone();
+        let planned = blocking::on_path(Path::new(&mount.host_path), move || plan_one(name, &looked_at)).await;
+        plan.mounts.push(planned.map_err(|hung| refusal(mount, &hung.to_string()))??);
     }
     Ok(plan)
 }
 
+fn refusal(mount: &cri::Mount, why: &str) -> ContainerError {
+    ContainerError::Mount {
+        host_path: mount.host_path.clone(),
+        container_path: mount.container_path.clone(),
+        why: why.to_owned(),
+    }
+}
+
 fn plan_one(name: String, mount: &cri::Mount) -> Result<Planned, ContainerError> {
-    let refuse = |why: &str| {
-        Err(ContainerError::Mount {
-            host_path: mount.host_path.clone(),
-            container_path: mount.container_path.clone(),
-            why: why.to_owned(),
-        })
-    };
+    let refuse = |why: &str| Err(refusal(mount, why));
     if !mount.container_path.starts_with('/') {
         return refuse("container_path must be absolute");
     }
@@ -125,11 +130,16 @@ pub(super) async fn attach(
         ready.push(match planned {
             Planned::Ready(mount) => mount,
             Planned::Share { name, host_path, directory, access, mount } => {
-                let tree = mounts::clone_tree(&host_path, access).map_err(|e| ContainerError::Mount {
+                let source = host_path.clone();
+                let cloned = blocking::on_path(&host_path, move || mounts::clone_tree(&source, access)).await;
+                let failed = |why: String| ContainerError::Mount {
                     host_path: host_path.display().to_string(),
                     container_path: mount.destination.clone(),
-                    why: crate::error_text(&e),
-                })?;
+                    why,
+                };
+                let tree = cloned
+                    .map_err(|hung| failed(hung.to_string()))?
+                    .map_err(|error| failed(crate::error_text(&error)))?;
                 live.machine
                     .add_volume(&name, &tree, directory)
                     .await
@@ -151,31 +161,32 @@ pub(super) async fn attach(
 mod tests {
     use super::*;
 
-    fn refused(mount: cri::Mount) -> String {
-        plan("c0ffee", &[mount]).unwrap_err().to_string()
+    async fn refused(mount: cri::Mount) -> String {
+        plan("c0ffee", &[mount]).await.unwrap_err().to_string()
     }
 
-    #[test]
-    fn impossible_mounts_say_why() {
+    #[tokio::test]
+    async fn impossible_mounts_say_why() {
         let mount =
             |host: &str| cri::Mount { host_path: host.into(), container_path: "/x".into(), ..Default::default() };
-        let text = refused(mount("/no/such/path"));
+        let text = refused(mount("/no/such/path")).await;
         assert!(text.contains("/no/such/path") && text.contains("does not exist"), "{text}");
         let text =
-            refused(cri::Mount { propagation: cri::MountPropagation::PropagationBidirectional as i32, ..mount("/") });
+            refused(cri::Mount { propagation: cri::MountPropagation::PropagationBidirectional as i32, ..mount("/") })
+                .await;
         assert!(text.contains("HOST_TO_CONTAINER"), "{text}");
-        let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") });
+        let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") }).await;
         assert!(text.contains("absolute"), "{text}");
     }
 
-    #[test]
-    fn host_paths_get_a_name_in_the_share() {
+    #[tokio::test]
+    async fn host_paths_get_a_name_in_the_share() {
         let dir = tempfile::tempdir().unwrap();
         let mount = cri::Mount {
             host_path: dir.path().display().to_string(),
             container_path: "/x".into(),
             ..Default::default()
         };
-        assert_eq!(plan("0123456789abcdef", &[mount]).unwrap().share_names(), ["0123456789ab-0"]);
+        assert_eq!(plan("0123456789abcdef", &[mount]).await.unwrap().share_names(), ["0123456789ab-0"]);
     }
 }

@@ -1,6 +1,6 @@
 //! The CRI socket.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,20 +26,27 @@ const GRACE: Duration = Duration::from_secs(2);
 pub enum ServeError {
     #[error("cannot listen on {}", path.display())]
     Listen { path: PathBuf, source: std::io::Error },
+    #[error("{} is no socket; set daemon.socket to another path", path.display())]
+    NoSocket { path: PathBuf },
+    #[error("another daemon answers on {}; stop it, or set daemon.socket to another path", path.display())]
+    Served { path: PathBuf },
     #[error("serving {} failed", path.display())]
     Serve { path: PathBuf, source: tonic::transport::Error },
 }
 
-/// Binds the socket, for root only. A stale socket of a daemon that was killed is replaced; the root directory's lock has
-/// shown by now that no other daemon lives.
+/// Binds the socket, for root only. A stale socket of a daemon that was killed is replaced.
 pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     let fail = |source| ServeError::Listen { path: path.to_owned(), source };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(fail)?;
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(ServeError::NoSocket { path: path.to_owned() }),
+        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
+            return Err(ServeError::Served { path: path.to_owned() });
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(fail)?,
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(fail)?;

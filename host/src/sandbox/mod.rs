@@ -2,12 +2,7 @@
 //!
 //! [`run()`] makes one, [`stop()`] releases what it holds, [`remove()`] forgets it, [`recover()`] picks up after a restart.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::sync::{Arc, Mutex, RwLock};
-
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use std::sync::{Arc, RwLock};
 
 use crate::guest::{Agent, GuestError};
 use crate::journaled::Journaled;
@@ -152,42 +147,4 @@ impl Sandbox {
             .await
             .map(drop)
     }
-}
-
-type Creation = Shared<BoxFuture<'static, Result<String, SandboxError>>>;
-
-/// Creations in flight by pod name, so that a kubelet's retry joins the one that runs.
-#[derive(Debug, Default)]
-pub struct Creations {
-    running: Mutex<HashMap<String, Creation>>,
-}
-
-impl Creations {
-    /// Joins the creation of `key`, or starts it with `create`.
-    pub async fn join<F>(&self, key: &str, create: impl FnOnce() -> F) -> Result<String, SandboxError>
-    where
-        F: Future<Output = Result<String, SandboxError>> + Send + 'static,
-    {
-        let creation = {
-            let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            running.entry(key.to_owned()).or_insert_with(|| start(create())).clone()
-        };
-        let result = creation.clone().await;
-        let mut running = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if running.get(key).is_some_and(|now| now.ptr_eq(&creation)) {
-            running.remove(key);
-        }
-        result
-    }
-}
-
-/// On a task of its own: it ends in order even when every caller went away.
-fn start<F>(create: F) -> Creation
-where
-    F: Future<Output = Result<String, SandboxError>> + Send + 'static,
-{
-    let task = tokio::spawn(create);
-    let result =
-        async move { task.await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: "being created".into() })) };
-    result.boxed().shared()
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::state::SandboxEvent;
 use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, release, remove, stop, watch};
+use crate::container;
 use crate::journaled::Journaled;
 use crate::node::Node;
 use crate::sandboxer::Machine;
@@ -13,13 +14,17 @@ use crate::store::Kind;
 pub async fn recover(node: &Arc<Node>) -> Result<(), SandboxError> {
     for record in node.store.load::<SandboxRecord>(Kind::Sandbox)? {
         let id = record.id.clone();
-        let sandbox = Sandbox::new(&id, Journaled::new(node.store.clone(), Kind::Sandbox, &id, record));
-        node.sandboxes.insert(sandbox.clone());
-        if let Err(error) = recover_one(node, &sandbox).await {
-            // The record stays, and with it the knowledge of what to undo at the next attempt.
-            tracing::error!(sandbox = %id, error = %crate::error_text(&error), "cannot recover the sandbox");
-        }
+        node.sandboxes.insert(Sandbox::new(&id, Journaled::new(node.store.clone(), Kind::Sandbox, &id, record)));
     }
+    // Side by side: one pod that hangs must not hold up the others.
+    let all = node.sandboxes.all();
+    futures_util::future::join_all(all.iter().map(|sandbox| async {
+        if let Err(error) = recover_one(node, sandbox).await {
+            // The record stays, and with it the knowledge of what to undo at the next attempt.
+            tracing::error!(sandbox = %sandbox.id, error = %crate::error_text(&error), "cannot recover the sandbox");
+        }
+    }))
+    .await;
     Ok(())
 }
 
@@ -34,7 +39,11 @@ async fn recover_one(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), San
         SandboxState::Ready => resume(node, sandbox).await,
         SandboxState::Stopping => stop::stop(node, sandbox).await,
         SandboxState::Removing => remove::remove(node, sandbox).await,
-        SandboxState::Dead | SandboxState::Stopped => Ok(()),
+        SandboxState::Dead | SandboxState::Stopped => {
+            let why = sandbox.record.get().end.clone().unwrap_or_else(|| "its pod sandbox was stopped".to_owned());
+            container::end_all(node, &sandbox.id, &why).await;
+            Ok(())
+        }
     }
 }
 
@@ -52,10 +61,12 @@ async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxE
             tracing::info!(sandbox = %sandbox.id, "pod sandbox runs on");
         }
         None => {
+            // A machine that runs without an agent that answers is of no use to anybody.
+            release::end_machine(node, sandbox).await?;
             let why = match paths.exit_record() {
                 Some(end) => end.message,
                 None if record.boot_id != node.boot_id => "the host was restarted".to_owned(),
-                None => "its machine vanished while the daemon was down".to_owned(),
+                None => "its machine vanished, or its agent did not answer, when the daemon started".to_owned(),
             };
             watch::machine_ended(node, sandbox, why).await;
         }

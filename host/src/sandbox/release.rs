@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Sandbox, SandboxError, run};
+use crate::container;
 use crate::node::Node;
 use crate::sandboxer::Machine;
 use crate::sys;
@@ -20,6 +21,8 @@ pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<
     let record = sandbox.record.get();
     end_machine(node, sandbox).await?;
     sandbox.set_live(None);
+    // Before anything that can fail: nobody may wait for containers of a machine that is gone.
+    container::end_all(node, id, "its pod sandbox was stopped").await;
     // Another boot's namespace is gone, but the plugins' own records (addresses) are not.
     node.network
         .teardown(run::network_request(&record), record.network.as_ref())
@@ -40,10 +43,11 @@ pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<
     rest.await.map_err(|_| SandboxError::Interrupted { id: id.to_owned() })?
 }
 
-async fn end_machine(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+/// Ends the per-pod process, and with it everything that it parents. A process that is gone is success.
+pub(super) async fn end_machine(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let paths = sandbox.record.get().paths(&node.config);
-    let Ok(machine) = Machine::connect(paths).await else { return Ok(()) };
-    let Ok(process) = machine.process().await else { return Ok(()) };
+    let failed_to_connect = SandboxError::step(&sandbox.id, "connection to the machine");
+    let Some((machine, process)) = Machine::find(paths).await.map_err(failed_to_connect)? else { return Ok(()) };
     let failed = |source: std::io::Error| SandboxError::step(&sandbox.id, "end of the machine")(source);
     if machine.shutdown().await.is_err() {
         process.signal(Signal::KILL).map_err(failed)?;

@@ -15,8 +15,8 @@ pub async fn remove(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Sand
 }
 
 async fn remove_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
-    if sandbox.record.get().state == SandboxState::Removing {
-        // An earlier removal did not get through.
+    if matches!(sandbox.record.get().state, SandboxState::Removing | SandboxState::Creating) {
+        // An earlier removal, or the undoing of a failed creation, did not get through.
         release::release(node, sandbox).await?;
     } else {
         stop::stop_now(node, sandbox).await?;

@@ -24,11 +24,16 @@ pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str)
     let (name, handler) = resolve_handler(node, handler)?;
     validate(&config, &name)?;
     let key = SandboxRecord::key(&config);
-    if let Some(other) = node.sandboxes.all().iter().find(|s| SandboxRecord::key(&s.record.get().config) == key) {
-        return Err(SandboxError::Exists { pod: key, id: other.id.clone() });
-    }
-    let node_for_task = node.clone();
-    node.creations.join(&key, || create(node_for_task, config, name, handler)).await
+    let interrupted = SandboxError::Interrupted { id: format!("of pod {key}") };
+    let (maker, pod) = (node.clone(), key.clone());
+    let make = || async move {
+        // Asked here, where no other creation of this pod can run.
+        match maker.sandboxes.all().iter().find(|s| SandboxRecord::key(&s.record.get().config) == pod) {
+            Some(other) => Err(SandboxError::Exists { pod, id: other.id.clone() }),
+            None => create(maker, config, name, handler).await,
+        }
+    };
+    node.sandbox_creations.join(&key, interrupted, make).await
 }
 
 fn resolve_handler(node: &Node, asked: &str) -> Result<(String, RuntimeHandlerConfig), SandboxError> {
@@ -110,8 +115,10 @@ async fn create(
 }
 
 async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
-    sandbox.take(SandboxEvent::Failed).await?;
+    // Released even when the journal cannot be written: a full disk must not keep a machine running.
+    let noted = sandbox.take(SandboxEvent::Failed).await;
     release::release(node, sandbox).await?;
+    noted?;
     release::forget(node, sandbox).await
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::state::SandboxEvent;
 use super::{Sandbox, SandboxError, SandboxState, release};
-use crate::container;
 use crate::node::Node;
 
 /// Stops the sandbox; returns when it holds nothing any more.
@@ -15,12 +14,17 @@ pub async fn stop(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Sandbo
 }
 
 pub(super) async fn stop_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
-    if matches!(sandbox.record.get().state, SandboxState::Stopped | SandboxState::Removing) {
-        return Ok(());
+    match sandbox.record.get().state {
+        SandboxState::Stopped | SandboxState::Removing => return Ok(()),
+        // Its creation failed and could not be undone then.
+        SandboxState::Creating => {
+            sandbox.take(SandboxEvent::Failed).await?;
+            return release::release(node, sandbox).await;
+        }
+        SandboxState::Ready | SandboxState::Dead | SandboxState::Stopping => {}
     }
     sandbox.take(SandboxEvent::Stop).await?;
     release::release(node, sandbox).await?;
-    container::end_all(node, &sandbox.id, "its pod sandbox was stopped").await;
     sandbox.take(SandboxEvent::Released).await?;
     tracing::info!(sandbox = %sandbox.id, "pod sandbox stopped");
     Ok(())

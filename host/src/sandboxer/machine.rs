@@ -1,5 +1,6 @@
 //! The connection to one pod's running `bulkhead-vmm`.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,11 +10,14 @@ use bulkhead_proto::vmm_ttrpc::VmmClient;
 use bulkhead_proto::{launch, vmm};
 
 use super::{MachineError, MachinePaths};
-use crate::sys;
 use crate::sys::descriptors::{DeliverError, deliver};
+use crate::sys::process::Process;
 
 /// Ordinary requests are answered from memory; only a broken process takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A machine that does not say who it is in this time counts as gone.
+const INFO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running machine. Cheap to clone.
 #[derive(Clone)]
@@ -44,15 +48,39 @@ impl Machine {
         let stream = tokio::net::UnixStream::connect(&socket)
             .await
             .map_err(|source| MachineError::Connect { socket, source })?;
+        Ok(Self::over(stream, paths))
+    }
+
+    /// The machine behind `paths` and its process, as the kernel names it: what the process says of itself is a claim.
+    /// `None` when nothing listens there.
+    pub async fn find(paths: MachinePaths) -> Result<Option<(Self, Process)>, MachineError> {
+        let socket = paths.control();
+        let fail = |source| MachineError::Connect { socket: socket.clone(), source };
+        let stream = match tokio::net::UnixStream::connect(&socket).await {
+            Ok(stream) => stream,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(e) => return Err(fail(e)),
+        };
+        let pid = stream.peer_cred().map_err(fail)?.pid();
+        let process = match pid.map(Process::open) {
+            Some(Ok(process)) => process,
+            Some(Err(e)) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Some(Err(e)) => return Err(fail(e)),
+            None => return Err(fail(ErrorKind::Unsupported.into())),
+        };
+        Ok(Some((Self::over(stream, paths), process)))
+    }
+
+    fn over(stream: tokio::net::UnixStream, paths: MachinePaths) -> Self {
         let socket = ttrpc::r#async::transport::Socket::new(stream);
-        let client = VmmClient::new(ttrpc::r#async::Client::new(socket));
-        Ok(Self { paths, client })
+        Self { paths, client: VmmClient::new(ttrpc::r#async::Client::new(socket)) }
     }
 
     /// Finds a machine again after a restart of the daemon; `None` when it is gone.
     pub async fn reconnect(paths: MachinePaths) -> Option<Self> {
         let machine = Self::connect(paths).await.ok()?;
-        let info = machine.client.info(limit(), &vmm::InfoRequest::new()).await.ok()?;
+        let info =
+            machine.client.info(ttrpc::context::with_duration(INFO_TIMEOUT), &vmm::InfoRequest::new()).await.ok()?;
         (info.state.enum_value() != Ok(vmm::VmState::VM_STATE_EXITED)).then_some(machine)
     }
 
@@ -161,15 +189,6 @@ impl Machine {
         let request = vmm::RemoveVolumeRequest { name: name.to_owned(), ..Default::default() };
         self.client.remove_volume(limit(), &request).await.map_err(|e| failed("remove the volume", e))?;
         Ok(())
-    }
-
-    /// The process behind the connection.
-    pub async fn process(&self) -> Result<sys::process::Process, MachineError> {
-        let info =
-            self.client.info(limit(), &vmm::InfoRequest::new()).await.map_err(|e| failed("tell its process", e))?;
-        let pid = i32::try_from(info.pid).unwrap_or(-1);
-        sys::process::Process::open(pid)
-            .map_err(|source| MachineError::Connect { socket: self.paths.control(), source })
     }
 
     /// Orders the machine's end.

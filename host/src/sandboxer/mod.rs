@@ -3,6 +3,7 @@
 //! [`launch`] starts a machine, [`Machine`] is one that runs; a daemon that was restarted finds it again by
 //! [`Machine::reconnect`].
 
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::launch::ExitRecord;
@@ -38,6 +39,9 @@ pub enum MachineError {
     #[error(transparent)]
     Descriptor(DeliverError),
 }
+
+/// Bytes of a log that an error message may quote from.
+const TAIL: u64 = 16 * 1024;
 
 /// A sandbox's run directory and the names in it.
 #[derive(Debug, Clone)]
@@ -109,9 +113,13 @@ impl MachinePaths {
     /// The last lines of a file, for an error message.
     #[must_use]
     pub fn tail(path: &Path, lines: usize) -> String {
-        let text = std::fs::read(path).unwrap_or_default();
-        let start = text.len().saturating_sub(16 * 1024);
-        let text = String::from_utf8_lossy(&text[start..]);
+        let mut text = Vec::new();
+        if let Ok(mut file) = std::fs::File::open(path) {
+            let len = file.metadata().map_or(0, |meta| meta.len());
+            let from = std::io::SeekFrom::Start(len.saturating_sub(TAIL));
+            let _ = file.seek(from).and_then(|_| file.take(TAIL).read_to_end(&mut text).map(|read| read as u64));
+        }
+        let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }

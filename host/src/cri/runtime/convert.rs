@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bulkhead_proto::{agent, cri};
 
-use crate::container::{ContainerRecord, ContainerState};
+use crate::container::{self, ContainerRecord, ContainerState};
 use crate::node::Node;
 use crate::sandbox::{SandboxRecord, SandboxState};
 
@@ -214,9 +214,9 @@ pub(super) fn sandbox_stats(
         tx_bytes: value(interface.tx_bytes),
         tx_errors: value(interface.tx_errors),
     });
-    let containers = figures.containers.iter().filter_map(|container| {
-        let found = node.containers.find("container", &container.container_id).ok()?;
-        Some(container_stats(node, &found.record.get(), Some(container)))
+    let containers = container::of_sandbox(node, &record.id).into_iter().filter_map(|container| {
+        let figures = figures.containers.iter().find(|figures| figures.container_id == container.id)?;
+        Some(container_stats(node, &container.record.get(), Some(figures)))
     });
     cri::PodSandboxStats {
         attributes: Some(cri::PodSandboxAttributes {

@@ -6,7 +6,7 @@ use bulkhead_proto::cri;
 use tonic::Status;
 
 use super::convert;
-use crate::container::stats;
+use crate::container::{self, stats};
 use crate::node::Node;
 
 pub(super) async fn list_container_stats(
@@ -15,15 +15,16 @@ pub(super) async fn list_container_stats(
 ) -> Result<cri::ListContainerStatsResponse, Status> {
     let filter = request.filter.unwrap_or_default();
     let mut result = Vec::new();
-    for (_, pod) in stats::of_all(node).await {
-        for figures in &pod.containers {
-            let Ok(found) = node.containers.find("container", &figures.container_id) else { continue };
-            let record = found.record.get();
+    for (sandbox_id, pod) in stats::of_all(node).await {
+        // Our own records decide whose figures these are: ids in a guest's answer are claims.
+        for container in container::of_sandbox(node, &sandbox_id) {
+            let record = container.record.get();
             let wanted = record.id.starts_with(&filter.id)
                 && record.sandbox_id.starts_with(&filter.pod_sandbox_id)
                 && convert::selected(&record.config.labels, &filter.label_selector);
-            if wanted {
-                result.push(convert::container_stats(node, &record, Some(figures)));
+            let figures = pod.containers.iter().find(|figures| figures.container_id == record.id);
+            if wanted && figures.is_some() {
+                result.push(convert::container_stats(node, &record, figures));
             }
         }
     }
