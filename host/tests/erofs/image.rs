@@ -134,7 +134,14 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty()).unwrap();
+        // A child that another test's thread is just spawning holds copies of all descriptors until its exec.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            match rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::empty()) {
+                Err(rustix::io::Errno::BUSY) if std::time::Instant::now() < until => std::thread::yield_now(),
+                result => break result.unwrap(),
+            }
+        }
         fs::remove_dir(&self.0).unwrap();
     }
 }
