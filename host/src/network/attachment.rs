@@ -235,7 +235,8 @@ impl Attacher {
     /// # Errors
     /// The first failure.
     pub async fn delete(&self, id: &str) -> Result<(), AttachmentError> {
-        let Some(attachment) = self.load(id).await? else { return Ok(()) };
+        // Without a record nothing was begun, but a daemon that was killed may have left half of one.
+        let Some(attachment) = self.load(id).await? else { return self.forget(id).await };
         let mut first = None;
         for plugin in attachment.network.plugins.iter().take(attachment.begun).rev() {
             let call = attachment.call("DEL", plugin);
@@ -359,20 +360,26 @@ impl Attacher {
 
     async fn forget(&self, id: &str) -> Result<(), AttachmentError> {
         let path = self.path(id)?;
-        match tokio::fs::remove_file(&path).await {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(AttachmentError::Record { action: "remove", path, source })
+        for path in [path.with_extension(HALF), path] {
+            match tokio::fs::remove_file(&path).await {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(AttachmentError::Record { action: "remove", path, source });
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
+
+/// Of a record that is being written.
+const HALF: &str = "new";
 
 // Old or new content, whole, also after a power cut.
 fn replace(directory: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     std::fs::create_dir_all(directory)?;
-    let new = target.with_extension("new");
+    let new = target.with_extension(HALF);
     let mut file = std::fs::File::create(&new)?;
     file.write_all(bytes)?;
     file.sync_all()?;
