@@ -6,7 +6,6 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status};
 
-use super::{Nothing, not_built};
 use crate::node::Node;
 
 mod convert;
@@ -15,6 +14,7 @@ mod image_status;
 mod list_images;
 mod pull_image;
 mod remove_image;
+mod stream_images;
 
 /// Serves the verbs on a node's image store.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl ImageService for ImageVerbs {
-    type StreamImagesStream = Nothing<cri::StreamImagesResponse>;
+    type StreamImagesStream = stream_images::Batches;
 
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
         list_images::list_images(&self.node, request.into_inner()).await.map(Response::new)
@@ -56,7 +56,7 @@ impl ImageService for ImageVerbs {
         image_fs_info::image_fs_info(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        not_built("StreamImages")
+    async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
+        Ok(Response::new(stream_images::stream_images(&self.node, request.into_inner())))
     }
 }
