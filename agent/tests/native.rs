@@ -196,12 +196,12 @@ async fn paths_are_masked_and_read_only() {
     let agent = agent_or_skip!();
     let mut spec = agent.spec("c", "cat /proc/kcore | head -c 1 | wc -c; ls /proc/acpi /masked | wc -l; \
         echo 1 > /proc/sys/kernel/ctrl-alt-del || echo refused; touch /file || echo readonly; touch /dev/shm/x && echo shm; \
-        touch /sys/x; mount | grep -c ' /sys .*ro,'; cat /etc/../masked-file; ls -ld /work/dir | wc -l");
+        touch /sys/x; mount | grep -c ' /sys .*ro,'; cat /etc/../masked-file; ls -ld /data/dir | wc -l");
     fs::create_dir(agent.path("rootfs/masked")).unwrap();
     fs::write(agent.path("rootfs/masked/secret"), "x").unwrap();
     fs::write(agent.path("rootfs/masked-file"), "x").unwrap();
     spec.rootfs.as_mut().unwrap().readonly = true;
-    spec.process.as_mut().unwrap().working_directory = "/work/dir".into();
+    spec.process.as_mut().unwrap().working_directory = "/data/dir".into();
     spec.masked_paths = ["/proc/kcore", "/masked", "/masked-file", "/absent"].map(String::from).into();
     spec.readonly_paths = ["/proc/sys", "/absent"].map(String::from).into();
     let output = agent.run(&spec).await;

@@ -84,7 +84,7 @@ fn same(what: &str, seen: &str, wanted: &str) -> Result<()> {
 
 fn the_image_says_what_runs(s: &mut Suite) -> Result<()> {
     let outcome = s.once(&Spec::new(&s.f.image("entrypoint")?, &[]))?;
-    same("output", &outcome.stdout, "entry default words in /work/made/on/start with hello\n")
+    same("output", &outcome.stdout, "entry default words in /srv/made/on/start with hello\n")
 }
 
 fn the_pod_can_say_otherwise(s: &mut Suite) -> Result<()> {

@@ -44,7 +44,7 @@ fn the_image_is_pulled_and_its_own_command_runs(f: &mut Fixture) -> Result<()> {
     let image = f.registry.image("entrypoint");
     ensure!(f.cri().find_image(&image)?.is_none(), "it is there already");
     let output = run(f, &[&image])?.success()?;
-    ensure!(output.stdout == "entry default words in /work/made/on/start with hello\n", "{output}");
+    ensure!(output.stdout == "entry default words in /srv/made/on/start with hello\n", "{output}");
     Ok(())
 }
 

@@ -66,7 +66,7 @@ impl Catalogue {
         let mut image = self.image(json!({
             "Entrypoint": ["/bin/entry"],
             "Cmd": ["default", "words"],
-            "WorkingDir": "/work/made/on/start",
+            "WorkingDir": "/srv/made/on/start",
             "Env": [PATH, "GREETING=hello", "LEFT=alone"],
             "Labels": { "org.opencontainers.image.title": "entrypoint" },
         }));
