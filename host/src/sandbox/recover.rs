@@ -50,8 +50,11 @@ async fn recover_one(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), San
 async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let record = sandbox.record.get();
     let paths = record.paths(&node.config);
+    let mut silent = None;
     let found = match Machine::reconnect(paths.clone()).await {
-        Some(machine) if record.boot_id == node.boot_id => Live::connect(machine).await.ok(),
+        Some(machine) if record.boot_id == node.boot_id => {
+            Live::connect(machine).await.map_err(|error| silent = Some(crate::error_text(&error))).ok()
+        }
         _ => None,
     };
     match found {
@@ -59,17 +62,26 @@ async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxE
             sandbox.set_live(Some(live));
             watch::spawn(node, sandbox);
             tracing::info!(sandbox = %sandbox.id, "pod sandbox runs on");
+            tokio::spawn(check_network(node.clone(), sandbox.id.clone()));
         }
         None => {
             // A machine that runs without an agent that answers is of no use to anybody.
             release::end_machine(node, sandbox).await?;
-            let why = match paths.exit_record() {
-                Some(end) => end.message,
-                None if record.boot_id != node.boot_id => "the host was restarted".to_owned(),
-                None => "its machine vanished, or its agent did not answer, when the daemon started".to_owned(),
+            let why = match (silent, paths.exit_record()) {
+                (Some(error), _) => format!("its agent did not answer the restarted daemon: {error}"),
+                (None, Some(end)) => end.message,
+                (None, None) if record.boot_id != node.boot_id => "the host was restarted".to_owned(),
+                (None, None) => "its machine vanished while the daemon was down".to_owned(),
             };
             watch::machine_ended(node, sandbox, why).await;
         }
     }
     Ok(())
+}
+
+/// CNI CHECK: tells when the pod's network was changed while nobody looked; the pod runs on all the same.
+async fn check_network(node: Arc<Node>, id: String) {
+    if let Err(error) = node.network.check(&id).await {
+        tracing::warn!(sandbox = %id, error = %crate::error_text(&error), "the pod's network is not as it was set up");
+    }
 }
