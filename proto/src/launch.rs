@@ -2,7 +2,8 @@
 //!
 //! The process is started with a unix stream socket as its standard input. The first message on it is a
 //! [`Launch`] in JSON, sent with one `sendmsg` whose SCM_RIGHTS descriptors are those that [`LaunchDescriptor`]
-//! numbers. The process answers one line: `ok\n`, or `error: TEXT\n` before it exits. Nothing else passes there.
+//! numbers. The process answers one line: `ok\n`, or `error: TEXT\n` before it exits. Nothing else passes there, but for one
+//! line before, `pid NUMBER\n`, when the process goes on as another child of its parent, to be jailed.
 //!
 //! Later descriptors (logs, image parts, volumes) go to the listening unix stream socket [`Launch::descriptor_socket`]:
 //! one `sendmsg` per connection with the token (1 to [`MAX_TOKEN`] bytes of UTF-8) and exactly one descriptor; the answer
@@ -59,12 +60,27 @@ pub struct Launch {
     pub scratch_drive: Option<LaunchDescriptor>,
     /// Binary of the pod's file server; without it the guest gets no virtio-fs device.
     pub file_server: Option<PathBuf>,
+    /// The user to be jailed as, for a machine that runs in the process itself.
+    #[serde(default)]
+    pub jail: Option<JailUser>,
+}
+
+/// Ids that no other process of the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailUser {
+    /// Not root's.
+    pub uid: u32,
+    /// Not root's.
+    pub gid: u32,
 }
 
 /// What runs the guest's instructions.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Monitor {
+    /// Our own machine on KVM: this process runs it.
+    Microvm {},
     /// QEMU's microvm machine; this process serves its virtio devices by vhost-user.
     Qemu {
         /// The QEMU system emulator.
@@ -72,6 +88,25 @@ pub enum Monitor {
         /// `-accel`: "kvm" or "tcg".
         accelerator: String,
     },
+    /// No machine: the agent as a process of the host, in its own mount namespace. It listens on
+    /// [`Launch::vsock_socket`]; of the guest's parts of the launch message none is used.
+    Native(NativePod),
+}
+
+/// A pod on the host's own kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NativePod {
+    /// The agent's binary.
+    pub agent: PathBuf,
+    /// The agent's own files; made by it.
+    pub state: PathBuf,
+    /// Writable layers of the containers; made by the agent.
+    pub layers: PathBuf,
+    /// Cgroup v2 directory for the containers; made by the agent.
+    pub cgroup: PathBuf,
+    /// The pod's network namespace; `None` is the host's.
+    pub netns: Option<PathBuf>,
 }
 
 /// The last word of a pod's machine.

@@ -4,8 +4,11 @@
 //! * [`agent`]: daemon to agent (ttrpc over vsock): containers in the guest.
 //! * [`vmm`]: daemon to `bulkhead-vmm` (ttrpc over a unix socket): the machine, its drives, logs and volumes.
 //! * [`stdio`]: framing of process streams between the agent and whoever reads them.
+//! * [`figures`]: figures of cgroups and interfaces as [`agent`] tells them.
 //! * [`launch`]: what `bulkhead-vmm` is told when it is started, and how descriptors are handed to it.
 
+#[cfg(feature = "agent")]
+pub mod figures;
 pub mod launch;
 pub mod stdio;
 

@@ -2,7 +2,9 @@
 //!
 //! A connection to the agent's stdio port begins with one [`FrameKind::Hello`] from the caller (payload:
 //! `StdioHello` of agent.proto). The agent answers with output frames, then one [`FrameKind::Exit`] (payload:
-//! `ExitStatus`) after the last of them, or one [`FrameKind::Error`] (payload: UTF-8 text), and closes. Each frame is
+//! `ExitStatus`) after the last of them, or one [`FrameKind::Error`] (payload: UTF-8 text), and closes. A hello that
+//! names a port carries a TCP connection instead: `Stdin` and `StdinClosed` go to the port, `Stdout` and
+//! `OutputClosed` come from it, there is no `Exit`. Each frame is
 //!
 //! ```text
 //! 0      1        4             8
@@ -32,6 +34,8 @@ pub enum FrameKind {
     Exit = 5,
     /// Agent to caller, last: why there is no stream.
     Error = 6,
+    /// Agent to caller: the port sends no more, but still takes; empty payload.
+    OutputClosed = 7,
 }
 
 impl FrameKind {
@@ -46,6 +50,7 @@ impl FrameKind {
             4 => Self::Stderr,
             5 => Self::Exit,
             6 => Self::Error,
+            7 => Self::OutputClosed,
             _ => return None,
         })
     }
@@ -97,7 +102,7 @@ mod tests {
 
     #[test]
     fn headers_survive_a_round_trip() {
-        for kind in 0..=6 {
+        for kind in 0..=7 {
             let kind = FrameKind::from_u8(kind).unwrap();
             let header = Header { kind, len: 4097 };
             assert_eq!(Header::decode(header.encode()), Ok(header));
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn bad_headers_are_refused() {
-        for bytes in [[7, 0, 0, 0, 0, 0, 0, 0], [3, 1, 0, 0, 0, 0, 0, 0], [3, 0, 0, 0, 1, 0, 1, 0]] {
+        for bytes in [[8, 0, 0, 0, 0, 0, 0, 0], [3, 1, 0, 0, 0, 0, 0, 0], [3, 0, 0, 0, 1, 0, 1, 0]] {
             assert_eq!(Header::decode(bytes), Err(BadHeader(bytes)));
         }
     }

@@ -363,6 +363,10 @@ pub struct ConfigureSandboxRequest {
     pub shm_size_bytes: u64,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxRequest.has_scratch_drive)
     pub has_scratch_drive: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxRequest.host_ipc)
+    pub host_ipc: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxRequest.host_uts)
+    pub host_uts: bool,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ConfigureSandboxRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -380,7 +384,7 @@ impl ConfigureSandboxRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(10);
+        let mut fields = ::std::vec::Vec::with_capacity(12);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "sandbox_id",
@@ -431,6 +435,16 @@ impl ConfigureSandboxRequest {
             "has_scratch_drive",
             |m: &ConfigureSandboxRequest| { &m.has_scratch_drive },
             |m: &mut ConfigureSandboxRequest| { &mut m.has_scratch_drive },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "host_ipc",
+            |m: &ConfigureSandboxRequest| { &m.host_ipc },
+            |m: &mut ConfigureSandboxRequest| { &mut m.host_ipc },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "host_uts",
+            |m: &ConfigureSandboxRequest| { &m.host_uts },
+            |m: &mut ConfigureSandboxRequest| { &mut m.host_uts },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ConfigureSandboxRequest>(
             "ConfigureSandboxRequest",
@@ -492,6 +506,12 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
                 80 => {
                     self.has_scratch_drive = is.read_bool()?;
                 },
+                88 => {
+                    self.host_ipc = is.read_bool()?;
+                },
+                96 => {
+                    self.host_uts = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -540,6 +560,12 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         if self.has_scratch_drive != false {
             my_size += 1 + 1;
         }
+        if self.host_ipc != false {
+            my_size += 1 + 1;
+        }
+        if self.host_uts != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -582,6 +608,12 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         if self.has_scratch_drive != false {
             os.write_bool(10, self.has_scratch_drive)?;
         }
+        if self.host_ipc != false {
+            os.write_bool(11, self.host_ipc)?;
+        }
+        if self.host_uts != false {
+            os.write_bool(12, self.host_uts)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -609,6 +641,8 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         self.sysctls.clear();
         self.shm_size_bytes = 0;
         self.has_scratch_drive = false;
+        self.host_ipc = false;
+        self.host_uts = false;
         self.special_fields.clear();
     }
 
@@ -1312,6 +1346,8 @@ pub struct ImageExtent {
     pub start_sector: u64,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ImageExtent.sectors)
     pub sectors: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ImageExtent.files)
+    pub files: ::std::vec::Vec<::std::string::String>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ImageExtent.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -1329,7 +1365,7 @@ impl ImageExtent {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(3);
+        let mut fields = ::std::vec::Vec::with_capacity(4);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "image_id",
@@ -1345,6 +1381,11 @@ impl ImageExtent {
             "sectors",
             |m: &ImageExtent| { &m.sectors },
             |m: &mut ImageExtent| { &mut m.sectors },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "files",
+            |m: &ImageExtent| { &m.files },
+            |m: &mut ImageExtent| { &mut m.files },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ImageExtent>(
             "ImageExtent",
@@ -1373,6 +1414,9 @@ impl ::protobuf::Message for ImageExtent {
                 24 => {
                     self.sectors = is.read_uint64()?;
                 },
+                34 => {
+                    self.files.push(is.read_string()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -1394,6 +1438,9 @@ impl ::protobuf::Message for ImageExtent {
         if self.sectors != 0 {
             my_size += ::protobuf::rt::uint64_size(3, self.sectors);
         }
+        for value in &self.files {
+            my_size += ::protobuf::rt::string_size(4, &value);
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -1409,6 +1456,9 @@ impl ::protobuf::Message for ImageExtent {
         if self.sectors != 0 {
             os.write_uint64(3, self.sectors)?;
         }
+        for v in &self.files {
+            os.write_string(4, &v)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -1429,6 +1479,7 @@ impl ::protobuf::Message for ImageExtent {
         self.image_id.clear();
         self.start_sector = 0;
         self.sectors = 0;
+        self.files.clear();
         self.special_fields.clear();
     }
 
@@ -1437,6 +1488,7 @@ impl ::protobuf::Message for ImageExtent {
             image_id: ::std::string::String::new(),
             start_sector: 0,
             sectors: 0,
+            files: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3065,6 +3117,8 @@ pub struct Process {
     pub columns: u32,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Process.oom_score_adj)
     pub oom_score_adj: ::std::option::Option<i32>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Process.seccomp)
+    pub seccomp: ::protobuf::MessageField<Seccomp>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.Process.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -3082,7 +3136,7 @@ impl Process {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(12);
+        let mut fields = ::std::vec::Vec::with_capacity(13);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
             "args",
@@ -3144,6 +3198,11 @@ impl Process {
             |m: &Process| { &m.oom_score_adj },
             |m: &mut Process| { &mut m.oom_score_adj },
         ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Seccomp>(
+            "seccomp",
+            |m: &Process| { &m.seccomp },
+            |m: &mut Process| { &mut m.seccomp },
+        ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Process>(
             "Process",
             fields,
@@ -3198,6 +3257,9 @@ impl ::protobuf::Message for Process {
                 96 => {
                     self.oom_score_adj = ::std::option::Option::Some(is.read_int32()?);
                 },
+                106 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.seccomp)?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -3249,6 +3311,10 @@ impl ::protobuf::Message for Process {
         if let Some(v) = self.oom_score_adj {
             my_size += ::protobuf::rt::int32_size(12, v);
         }
+        if let Some(v) = self.seccomp.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -3291,6 +3357,9 @@ impl ::protobuf::Message for Process {
         if let Some(v) = self.oom_score_adj {
             os.write_int32(12, v)?;
         }
+        if let Some(v) = self.seccomp.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(13, v, os)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -3320,6 +3389,7 @@ impl ::protobuf::Message for Process {
         self.rows = 0;
         self.columns = 0;
         self.oom_score_adj = ::std::option::Option::None;
+        self.seccomp.clear();
         self.special_fields.clear();
     }
 
@@ -3337,6 +3407,7 @@ impl ::protobuf::Message for Process {
             rows: 0,
             columns: 0,
             oom_score_adj: ::std::option::Option::None,
+            seccomp: ::protobuf::MessageField::none(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3357,6 +3428,818 @@ impl ::std::fmt::Display for Process {
 }
 
 impl ::protobuf::reflect::ProtobufValue for Process {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.Seccomp)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct Seccomp {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Seccomp.default_action)
+    pub default_action: ::protobuf::MessageField<SeccompAction>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Seccomp.architectures)
+    pub architectures: ::std::vec::Vec<SeccompArchitecture>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Seccomp.log)
+    pub log: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Seccomp.allow_speculation)
+    pub allow_speculation: bool,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.Seccomp.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a Seccomp {
+    fn default() -> &'a Seccomp {
+        <Seccomp as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl Seccomp {
+    pub fn new() -> Seccomp {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, SeccompAction>(
+            "default_action",
+            |m: &Seccomp| { &m.default_action },
+            |m: &mut Seccomp| { &mut m.default_action },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "architectures",
+            |m: &Seccomp| { &m.architectures },
+            |m: &mut Seccomp| { &mut m.architectures },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "log",
+            |m: &Seccomp| { &m.log },
+            |m: &mut Seccomp| { &mut m.log },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "allow_speculation",
+            |m: &Seccomp| { &m.allow_speculation },
+            |m: &mut Seccomp| { &mut m.allow_speculation },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Seccomp>(
+            "Seccomp",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for Seccomp {
+    const NAME: &'static str = "Seccomp";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.default_action)?;
+                },
+                18 => {
+                    self.architectures.push(is.read_message()?);
+                },
+                24 => {
+                    self.log = is.read_bool()?;
+                },
+                32 => {
+                    self.allow_speculation = is.read_bool()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if let Some(v) = self.default_action.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        for value in &self.architectures {
+            let len = value.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
+        if self.log != false {
+            my_size += 1 + 1;
+        }
+        if self.allow_speculation != false {
+            my_size += 1 + 1;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if let Some(v) = self.default_action.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(1, v, os)?;
+        }
+        for v in &self.architectures {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        };
+        if self.log != false {
+            os.write_bool(3, self.log)?;
+        }
+        if self.allow_speculation != false {
+            os.write_bool(4, self.allow_speculation)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> Seccomp {
+        Seccomp::new()
+    }
+
+    fn clear(&mut self) {
+        self.default_action.clear();
+        self.architectures.clear();
+        self.log = false;
+        self.allow_speculation = false;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static Seccomp {
+        static instance: Seccomp = Seccomp {
+            default_action: ::protobuf::MessageField::none(),
+            architectures: ::std::vec::Vec::new(),
+            log: false,
+            allow_speculation: false,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for Seccomp {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("Seccomp").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for Seccomp {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for Seccomp {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SeccompArchitecture)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SeccompArchitecture {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompArchitecture.abi)
+    pub abi: ::protobuf::EnumOrUnknown<SeccompAbi>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompArchitecture.rules)
+    pub rules: ::std::vec::Vec<SeccompRule>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompArchitecture.newest)
+    pub newest: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SeccompArchitecture.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SeccompArchitecture {
+    fn default() -> &'a SeccompArchitecture {
+        <SeccompArchitecture as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SeccompArchitecture {
+    pub fn new() -> SeccompArchitecture {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(3);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "abi",
+            |m: &SeccompArchitecture| { &m.abi },
+            |m: &mut SeccompArchitecture| { &mut m.abi },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "rules",
+            |m: &SeccompArchitecture| { &m.rules },
+            |m: &mut SeccompArchitecture| { &mut m.rules },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "newest",
+            |m: &SeccompArchitecture| { &m.newest },
+            |m: &mut SeccompArchitecture| { &mut m.newest },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SeccompArchitecture>(
+            "SeccompArchitecture",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SeccompArchitecture {
+    const NAME: &'static str = "SeccompArchitecture";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.abi = is.read_enum_or_unknown()?;
+                },
+                18 => {
+                    self.rules.push(is.read_message()?);
+                },
+                24 => {
+                    self.newest = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.abi != ::protobuf::EnumOrUnknown::new(SeccompAbi::SECCOMP_ABI_X86_64) {
+            my_size += ::protobuf::rt::int32_size(1, self.abi.value());
+        }
+        for value in &self.rules {
+            let len = value.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
+        if self.newest != 0 {
+            my_size += ::protobuf::rt::uint32_size(3, self.newest);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.abi != ::protobuf::EnumOrUnknown::new(SeccompAbi::SECCOMP_ABI_X86_64) {
+            os.write_enum(1, ::protobuf::EnumOrUnknown::value(&self.abi))?;
+        }
+        for v in &self.rules {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        };
+        if self.newest != 0 {
+            os.write_uint32(3, self.newest)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SeccompArchitecture {
+        SeccompArchitecture::new()
+    }
+
+    fn clear(&mut self) {
+        self.abi = ::protobuf::EnumOrUnknown::new(SeccompAbi::SECCOMP_ABI_X86_64);
+        self.rules.clear();
+        self.newest = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SeccompArchitecture {
+        static instance: SeccompArchitecture = SeccompArchitecture {
+            abi: ::protobuf::EnumOrUnknown::from_i32(0),
+            rules: ::std::vec::Vec::new(),
+            newest: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SeccompArchitecture {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SeccompArchitecture").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SeccompArchitecture {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SeccompArchitecture {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SeccompRule)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SeccompRule {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompRule.numbers)
+    pub numbers: ::std::vec::Vec<u32>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompRule.conditions)
+    pub conditions: ::std::vec::Vec<SeccompCondition>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompRule.action)
+    pub action: ::protobuf::MessageField<SeccompAction>,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SeccompRule.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SeccompRule {
+    fn default() -> &'a SeccompRule {
+        <SeccompRule as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SeccompRule {
+    pub fn new() -> SeccompRule {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(3);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "numbers",
+            |m: &SeccompRule| { &m.numbers },
+            |m: &mut SeccompRule| { &mut m.numbers },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "conditions",
+            |m: &SeccompRule| { &m.conditions },
+            |m: &mut SeccompRule| { &mut m.conditions },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, SeccompAction>(
+            "action",
+            |m: &SeccompRule| { &m.action },
+            |m: &mut SeccompRule| { &mut m.action },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SeccompRule>(
+            "SeccompRule",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SeccompRule {
+    const NAME: &'static str = "SeccompRule";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    is.read_repeated_packed_uint32_into(&mut self.numbers)?;
+                },
+                8 => {
+                    self.numbers.push(is.read_uint32()?);
+                },
+                18 => {
+                    self.conditions.push(is.read_message()?);
+                },
+                26 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.action)?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        my_size += ::protobuf::rt::vec_packed_uint32_size(1, &self.numbers);
+        for value in &self.conditions {
+            let len = value.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
+        if let Some(v) = self.action.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        os.write_repeated_packed_uint32(1, &self.numbers)?;
+        for v in &self.conditions {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        };
+        if let Some(v) = self.action.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(3, v, os)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SeccompRule {
+        SeccompRule::new()
+    }
+
+    fn clear(&mut self) {
+        self.numbers.clear();
+        self.conditions.clear();
+        self.action.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SeccompRule {
+        static instance: SeccompRule = SeccompRule {
+            numbers: ::std::vec::Vec::new(),
+            conditions: ::std::vec::Vec::new(),
+            action: ::protobuf::MessageField::none(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SeccompRule {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SeccompRule").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SeccompRule {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SeccompRule {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SeccompCondition)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SeccompCondition {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompCondition.argument)
+    pub argument: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompCondition.comparison)
+    pub comparison: ::protobuf::EnumOrUnknown<SeccompComparison>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompCondition.value)
+    pub value: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompCondition.mask)
+    pub mask: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SeccompCondition.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SeccompCondition {
+    fn default() -> &'a SeccompCondition {
+        <SeccompCondition as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SeccompCondition {
+    pub fn new() -> SeccompCondition {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "argument",
+            |m: &SeccompCondition| { &m.argument },
+            |m: &mut SeccompCondition| { &mut m.argument },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "comparison",
+            |m: &SeccompCondition| { &m.comparison },
+            |m: &mut SeccompCondition| { &mut m.comparison },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "value",
+            |m: &SeccompCondition| { &m.value },
+            |m: &mut SeccompCondition| { &mut m.value },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "mask",
+            |m: &SeccompCondition| { &m.mask },
+            |m: &mut SeccompCondition| { &mut m.mask },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SeccompCondition>(
+            "SeccompCondition",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SeccompCondition {
+    const NAME: &'static str = "SeccompCondition";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.argument = is.read_uint32()?;
+                },
+                16 => {
+                    self.comparison = is.read_enum_or_unknown()?;
+                },
+                24 => {
+                    self.value = is.read_uint64()?;
+                },
+                32 => {
+                    self.mask = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.argument != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.argument);
+        }
+        if self.comparison != ::protobuf::EnumOrUnknown::new(SeccompComparison::SECCOMP_COMPARISON_EQUAL) {
+            my_size += ::protobuf::rt::int32_size(2, self.comparison.value());
+        }
+        if self.value != 0 {
+            my_size += ::protobuf::rt::uint64_size(3, self.value);
+        }
+        if self.mask != 0 {
+            my_size += ::protobuf::rt::uint64_size(4, self.mask);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.argument != 0 {
+            os.write_uint32(1, self.argument)?;
+        }
+        if self.comparison != ::protobuf::EnumOrUnknown::new(SeccompComparison::SECCOMP_COMPARISON_EQUAL) {
+            os.write_enum(2, ::protobuf::EnumOrUnknown::value(&self.comparison))?;
+        }
+        if self.value != 0 {
+            os.write_uint64(3, self.value)?;
+        }
+        if self.mask != 0 {
+            os.write_uint64(4, self.mask)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SeccompCondition {
+        SeccompCondition::new()
+    }
+
+    fn clear(&mut self) {
+        self.argument = 0;
+        self.comparison = ::protobuf::EnumOrUnknown::new(SeccompComparison::SECCOMP_COMPARISON_EQUAL);
+        self.value = 0;
+        self.mask = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SeccompCondition {
+        static instance: SeccompCondition = SeccompCondition {
+            argument: 0,
+            comparison: ::protobuf::EnumOrUnknown::from_i32(0),
+            value: 0,
+            mask: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SeccompCondition {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SeccompCondition").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SeccompCondition {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SeccompCondition {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SeccompAction)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SeccompAction {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompAction.kind)
+    pub kind: ::protobuf::EnumOrUnknown<SeccompActionKind>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SeccompAction.data)
+    pub data: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SeccompAction.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SeccompAction {
+    fn default() -> &'a SeccompAction {
+        <SeccompAction as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SeccompAction {
+    pub fn new() -> SeccompAction {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "kind",
+            |m: &SeccompAction| { &m.kind },
+            |m: &mut SeccompAction| { &mut m.kind },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "data",
+            |m: &SeccompAction| { &m.data },
+            |m: &mut SeccompAction| { &mut m.data },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SeccompAction>(
+            "SeccompAction",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SeccompAction {
+    const NAME: &'static str = "SeccompAction";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.kind = is.read_enum_or_unknown()?;
+                },
+                16 => {
+                    self.data = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.kind != ::protobuf::EnumOrUnknown::new(SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS) {
+            my_size += ::protobuf::rt::int32_size(1, self.kind.value());
+        }
+        if self.data != 0 {
+            my_size += ::protobuf::rt::uint32_size(2, self.data);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.kind != ::protobuf::EnumOrUnknown::new(SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS) {
+            os.write_enum(1, ::protobuf::EnumOrUnknown::value(&self.kind))?;
+        }
+        if self.data != 0 {
+            os.write_uint32(2, self.data)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SeccompAction {
+        SeccompAction::new()
+    }
+
+    fn clear(&mut self) {
+        self.kind = ::protobuf::EnumOrUnknown::new(SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS);
+        self.data = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SeccompAction {
+        static instance: SeccompAction = SeccompAction {
+            kind: ::protobuf::EnumOrUnknown::from_i32(0),
+            data: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SeccompAction {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SeccompAction").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SeccompAction {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SeccompAction {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
@@ -4322,6 +5205,8 @@ pub struct CreateContainerResponse {
     pub pid: u32,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CreateContainerResponse.warnings)
     pub warnings: ::std::vec::Vec<::std::string::String>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CreateContainerResponse.identity)
+    pub identity: ::protobuf::MessageField<Identity>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.CreateContainerResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -4339,7 +5224,7 @@ impl CreateContainerResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut fields = ::std::vec::Vec::with_capacity(3);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "pid",
@@ -4350,6 +5235,11 @@ impl CreateContainerResponse {
             "warnings",
             |m: &CreateContainerResponse| { &m.warnings },
             |m: &mut CreateContainerResponse| { &mut m.warnings },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Identity>(
+            "identity",
+            |m: &CreateContainerResponse| { &m.identity },
+            |m: &mut CreateContainerResponse| { &mut m.identity },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<CreateContainerResponse>(
             "CreateContainerResponse",
@@ -4375,6 +5265,9 @@ impl ::protobuf::Message for CreateContainerResponse {
                 18 => {
                     self.warnings.push(is.read_string()?);
                 },
+                26 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.identity)?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -4393,6 +5286,10 @@ impl ::protobuf::Message for CreateContainerResponse {
         for value in &self.warnings {
             my_size += ::protobuf::rt::string_size(2, &value);
         };
+        if let Some(v) = self.identity.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -4405,6 +5302,9 @@ impl ::protobuf::Message for CreateContainerResponse {
         for v in &self.warnings {
             os.write_string(2, &v)?;
         };
+        if let Some(v) = self.identity.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(3, v, os)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -4424,6 +5324,7 @@ impl ::protobuf::Message for CreateContainerResponse {
     fn clear(&mut self) {
         self.pid = 0;
         self.warnings.clear();
+        self.identity.clear();
         self.special_fields.clear();
     }
 
@@ -4431,6 +5332,7 @@ impl ::protobuf::Message for CreateContainerResponse {
         static instance: CreateContainerResponse = CreateContainerResponse {
             pid: 0,
             warnings: ::std::vec::Vec::new(),
+            identity: ::protobuf::MessageField::none(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -4451,6 +5353,163 @@ impl ::std::fmt::Display for CreateContainerResponse {
 }
 
 impl ::protobuf::reflect::ProtobufValue for CreateContainerResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.Identity)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct Identity {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Identity.uid)
+    pub uid: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Identity.gid)
+    pub gid: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Identity.groups)
+    pub groups: ::std::vec::Vec<u32>,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.Identity.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a Identity {
+    fn default() -> &'a Identity {
+        <Identity as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl Identity {
+    pub fn new() -> Identity {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(3);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "uid",
+            |m: &Identity| { &m.uid },
+            |m: &mut Identity| { &mut m.uid },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "gid",
+            |m: &Identity| { &m.gid },
+            |m: &mut Identity| { &mut m.gid },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "groups",
+            |m: &Identity| { &m.groups },
+            |m: &mut Identity| { &mut m.groups },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Identity>(
+            "Identity",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for Identity {
+    const NAME: &'static str = "Identity";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.uid = is.read_uint32()?;
+                },
+                16 => {
+                    self.gid = is.read_uint32()?;
+                },
+                26 => {
+                    is.read_repeated_packed_uint32_into(&mut self.groups)?;
+                },
+                24 => {
+                    self.groups.push(is.read_uint32()?);
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.uid != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.uid);
+        }
+        if self.gid != 0 {
+            my_size += ::protobuf::rt::uint32_size(2, self.gid);
+        }
+        my_size += ::protobuf::rt::vec_packed_uint32_size(3, &self.groups);
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.uid != 0 {
+            os.write_uint32(1, self.uid)?;
+        }
+        if self.gid != 0 {
+            os.write_uint32(2, self.gid)?;
+        }
+        os.write_repeated_packed_uint32(3, &self.groups)?;
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> Identity {
+        Identity::new()
+    }
+
+    fn clear(&mut self) {
+        self.uid = 0;
+        self.gid = 0;
+        self.groups.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static Identity {
+        static instance: Identity = Identity {
+            uid: 0,
+            gid: 0,
+            groups: ::std::vec::Vec::new(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for Identity {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("Identity").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for Identity {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
@@ -5164,6 +6223,250 @@ impl ::std::fmt::Display for UpdateContainerResponse {
 }
 
 impl ::protobuf::reflect::ProtobufValue for UpdateContainerResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SetCpusRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SetCpusRequest {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SetCpusRequest.online)
+    pub online: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SetCpusRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SetCpusRequest {
+    fn default() -> &'a SetCpusRequest {
+        <SetCpusRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SetCpusRequest {
+    pub fn new() -> SetCpusRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "online",
+            |m: &SetCpusRequest| { &m.online },
+            |m: &mut SetCpusRequest| { &mut m.online },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SetCpusRequest>(
+            "SetCpusRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SetCpusRequest {
+    const NAME: &'static str = "SetCpusRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.online = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.online != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.online);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.online != 0 {
+            os.write_uint32(1, self.online)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SetCpusRequest {
+        SetCpusRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.online = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SetCpusRequest {
+        static instance: SetCpusRequest = SetCpusRequest {
+            online: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SetCpusRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SetCpusRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SetCpusRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SetCpusRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.SetCpusResponse)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct SetCpusResponse {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.SetCpusResponse.online)
+    pub online: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.SetCpusResponse.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a SetCpusResponse {
+    fn default() -> &'a SetCpusResponse {
+        <SetCpusResponse as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl SetCpusResponse {
+    pub fn new() -> SetCpusResponse {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "online",
+            |m: &SetCpusResponse| { &m.online },
+            |m: &mut SetCpusResponse| { &mut m.online },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<SetCpusResponse>(
+            "SetCpusResponse",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for SetCpusResponse {
+    const NAME: &'static str = "SetCpusResponse";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.online = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.online != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.online);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.online != 0 {
+            os.write_uint32(1, self.online)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> SetCpusResponse {
+        SetCpusResponse::new()
+    }
+
+    fn clear(&mut self) {
+        self.online = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static SetCpusResponse {
+        static instance: SetCpusResponse = SetCpusResponse {
+            online: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for SetCpusResponse {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("SetCpusResponse").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for SetCpusResponse {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for SetCpusResponse {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
@@ -6962,9 +8265,15 @@ pub struct ContainerStats {
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.cgroup)
     pub cgroup: ::protobuf::MessageField<CgroupStats>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.rootfs_used_bytes)
-    pub rootfs_used_bytes: u64,
+    pub rootfs_used_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.rootfs_used_inodes)
-    pub rootfs_used_inodes: u64,
+    pub rootfs_used_inodes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.processes)
+    pub processes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.rootfs_counted_at_ns)
+    pub rootfs_counted_at_ns: i64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ContainerStats.layers)
+    pub layers: ::protobuf::MessageField<FileSystem>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ContainerStats.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -6982,7 +8291,7 @@ impl ContainerStats {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut fields = ::std::vec::Vec::with_capacity(7);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "container_id",
@@ -6994,15 +8303,30 @@ impl ContainerStats {
             |m: &ContainerStats| { &m.cgroup },
             |m: &mut ContainerStats| { &mut m.cgroup },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "rootfs_used_bytes",
             |m: &ContainerStats| { &m.rootfs_used_bytes },
             |m: &mut ContainerStats| { &mut m.rootfs_used_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "rootfs_used_inodes",
             |m: &ContainerStats| { &m.rootfs_used_inodes },
             |m: &mut ContainerStats| { &mut m.rootfs_used_inodes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "processes",
+            |m: &ContainerStats| { &m.processes },
+            |m: &mut ContainerStats| { &mut m.processes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "rootfs_counted_at_ns",
+            |m: &ContainerStats| { &m.rootfs_counted_at_ns },
+            |m: &mut ContainerStats| { &mut m.rootfs_counted_at_ns },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, FileSystem>(
+            "layers",
+            |m: &ContainerStats| { &m.layers },
+            |m: &mut ContainerStats| { &mut m.layers },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ContainerStats>(
             "ContainerStats",
@@ -7029,10 +8353,19 @@ impl ::protobuf::Message for ContainerStats {
                     ::protobuf::rt::read_singular_message_into_field(is, &mut self.cgroup)?;
                 },
                 24 => {
-                    self.rootfs_used_bytes = is.read_uint64()?;
+                    self.rootfs_used_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 32 => {
-                    self.rootfs_used_inodes = is.read_uint64()?;
+                    self.rootfs_used_inodes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                40 => {
+                    self.processes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                48 => {
+                    self.rootfs_counted_at_ns = is.read_int64()?;
+                },
+                58 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.layers)?;
                 },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
@@ -7053,11 +8386,21 @@ impl ::protobuf::Message for ContainerStats {
             let len = v.compute_size();
             my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         }
-        if self.rootfs_used_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(3, self.rootfs_used_bytes);
+        if let Some(v) = self.rootfs_used_bytes {
+            my_size += ::protobuf::rt::uint64_size(3, v);
         }
-        if self.rootfs_used_inodes != 0 {
-            my_size += ::protobuf::rt::uint64_size(4, self.rootfs_used_inodes);
+        if let Some(v) = self.rootfs_used_inodes {
+            my_size += ::protobuf::rt::uint64_size(4, v);
+        }
+        if let Some(v) = self.processes {
+            my_size += ::protobuf::rt::uint64_size(5, v);
+        }
+        if self.rootfs_counted_at_ns != 0 {
+            my_size += ::protobuf::rt::int64_size(6, self.rootfs_counted_at_ns);
+        }
+        if let Some(v) = self.layers.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
@@ -7071,11 +8414,20 @@ impl ::protobuf::Message for ContainerStats {
         if let Some(v) = self.cgroup.as_ref() {
             ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
         }
-        if self.rootfs_used_bytes != 0 {
-            os.write_uint64(3, self.rootfs_used_bytes)?;
+        if let Some(v) = self.rootfs_used_bytes {
+            os.write_uint64(3, v)?;
         }
-        if self.rootfs_used_inodes != 0 {
-            os.write_uint64(4, self.rootfs_used_inodes)?;
+        if let Some(v) = self.rootfs_used_inodes {
+            os.write_uint64(4, v)?;
+        }
+        if let Some(v) = self.processes {
+            os.write_uint64(5, v)?;
+        }
+        if self.rootfs_counted_at_ns != 0 {
+            os.write_int64(6, self.rootfs_counted_at_ns)?;
+        }
+        if let Some(v) = self.layers.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(7, v, os)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -7096,8 +8448,11 @@ impl ::protobuf::Message for ContainerStats {
     fn clear(&mut self) {
         self.container_id.clear();
         self.cgroup.clear();
-        self.rootfs_used_bytes = 0;
-        self.rootfs_used_inodes = 0;
+        self.rootfs_used_bytes = ::std::option::Option::None;
+        self.rootfs_used_inodes = ::std::option::Option::None;
+        self.processes = ::std::option::Option::None;
+        self.rootfs_counted_at_ns = 0;
+        self.layers.clear();
         self.special_fields.clear();
     }
 
@@ -7105,8 +8460,11 @@ impl ::protobuf::Message for ContainerStats {
         static instance: ContainerStats = ContainerStats {
             container_id: ::std::string::String::new(),
             cgroup: ::protobuf::MessageField::none(),
-            rootfs_used_bytes: 0,
-            rootfs_used_inodes: 0,
+            rootfs_used_bytes: ::std::option::Option::None,
+            rootfs_used_inodes: ::std::option::Option::None,
+            processes: ::std::option::Option::None,
+            rootfs_counted_at_ns: 0,
+            layers: ::protobuf::MessageField::none(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -7130,6 +8488,182 @@ impl ::protobuf::reflect::ProtobufValue for ContainerStats {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
+// @@protoc_insertion_point(message:bulkhead.agent.v1.FileSystem)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct FileSystem {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.FileSystem.total_bytes)
+    pub total_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.FileSystem.available_bytes)
+    pub available_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.FileSystem.total_inodes)
+    pub total_inodes: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.FileSystem.free_inodes)
+    pub free_inodes: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.FileSystem.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a FileSystem {
+    fn default() -> &'a FileSystem {
+        <FileSystem as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl FileSystem {
+    pub fn new() -> FileSystem {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "total_bytes",
+            |m: &FileSystem| { &m.total_bytes },
+            |m: &mut FileSystem| { &mut m.total_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "available_bytes",
+            |m: &FileSystem| { &m.available_bytes },
+            |m: &mut FileSystem| { &mut m.available_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "total_inodes",
+            |m: &FileSystem| { &m.total_inodes },
+            |m: &mut FileSystem| { &mut m.total_inodes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "free_inodes",
+            |m: &FileSystem| { &m.free_inodes },
+            |m: &mut FileSystem| { &mut m.free_inodes },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<FileSystem>(
+            "FileSystem",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for FileSystem {
+    const NAME: &'static str = "FileSystem";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.total_bytes = is.read_uint64()?;
+                },
+                16 => {
+                    self.available_bytes = is.read_uint64()?;
+                },
+                24 => {
+                    self.total_inodes = is.read_uint64()?;
+                },
+                32 => {
+                    self.free_inodes = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.total_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(1, self.total_bytes);
+        }
+        if self.available_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(2, self.available_bytes);
+        }
+        if self.total_inodes != 0 {
+            my_size += ::protobuf::rt::uint64_size(3, self.total_inodes);
+        }
+        if self.free_inodes != 0 {
+            my_size += ::protobuf::rt::uint64_size(4, self.free_inodes);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.total_bytes != 0 {
+            os.write_uint64(1, self.total_bytes)?;
+        }
+        if self.available_bytes != 0 {
+            os.write_uint64(2, self.available_bytes)?;
+        }
+        if self.total_inodes != 0 {
+            os.write_uint64(3, self.total_inodes)?;
+        }
+        if self.free_inodes != 0 {
+            os.write_uint64(4, self.free_inodes)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> FileSystem {
+        FileSystem::new()
+    }
+
+    fn clear(&mut self) {
+        self.total_bytes = 0;
+        self.available_bytes = 0;
+        self.total_inodes = 0;
+        self.free_inodes = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static FileSystem {
+        static instance: FileSystem = FileSystem {
+            total_bytes: 0,
+            available_bytes: 0,
+            total_inodes: 0,
+            free_inodes: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for FileSystem {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("FileSystem").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for FileSystem {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
 // @@protoc_insertion_point(message:bulkhead.agent.v1.CgroupStats)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct CgroupStats {
@@ -7137,23 +8671,57 @@ pub struct CgroupStats {
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.timestamp_ns)
     pub timestamp_ns: i64,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_usage_ns)
-    pub cpu_usage_ns: u64,
+    pub cpu_usage_ns: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_usage_bytes)
-    pub memory_usage_bytes: u64,
+    pub memory_usage_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_working_set_bytes)
-    pub memory_working_set_bytes: u64,
+    pub memory_working_set_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_rss_bytes)
-    pub memory_rss_bytes: u64,
+    pub memory_rss_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_page_faults)
-    pub memory_page_faults: u64,
+    pub memory_page_faults: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_major_page_faults)
-    pub memory_major_page_faults: u64,
+    pub memory_major_page_faults: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_limit_bytes)
-    pub memory_limit_bytes: u64,
+    pub memory_limit_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.swap_usage_bytes)
-    pub swap_usage_bytes: u64,
+    pub swap_usage_bytes: ::std::option::Option<u64>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.pids_current)
-    pub pids_current: u64,
+    pub pids_current: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_user_ns)
+    pub cpu_user_ns: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_system_ns)
+    pub cpu_system_ns: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_periods)
+    pub cpu_periods: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_throttled_periods)
+    pub cpu_throttled_periods: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_throttled_ns)
+    pub cpu_throttled_ns: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_cache_bytes)
+    pub memory_cache_bytes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_kernel_bytes)
+    pub memory_kernel_bytes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_mapped_file_bytes)
+    pub memory_mapped_file_bytes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_peak_bytes)
+    pub memory_peak_bytes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_limit_hits)
+    pub memory_limit_hits: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.oom_kills)
+    pub oom_kills: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.swap_limit_bytes)
+    pub swap_limit_bytes: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.pids_limit)
+    pub pids_limit: ::std::option::Option<u64>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.cpu_pressure)
+    pub cpu_pressure: ::protobuf::MessageField<Pressure>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.memory_pressure)
+    pub memory_pressure: ::protobuf::MessageField<Pressure>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.io_pressure)
+    pub io_pressure: ::protobuf::MessageField<Pressure>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.CgroupStats.io)
+    pub io: ::std::vec::Vec<DeviceIo>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.CgroupStats.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -7171,57 +8739,142 @@ impl CgroupStats {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(10);
+        let mut fields = ::std::vec::Vec::with_capacity(27);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "timestamp_ns",
             |m: &CgroupStats| { &m.timestamp_ns },
             |m: &mut CgroupStats| { &mut m.timestamp_ns },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "cpu_usage_ns",
             |m: &CgroupStats| { &m.cpu_usage_ns },
             |m: &mut CgroupStats| { &mut m.cpu_usage_ns },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_usage_bytes",
             |m: &CgroupStats| { &m.memory_usage_bytes },
             |m: &mut CgroupStats| { &mut m.memory_usage_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_working_set_bytes",
             |m: &CgroupStats| { &m.memory_working_set_bytes },
             |m: &mut CgroupStats| { &mut m.memory_working_set_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_rss_bytes",
             |m: &CgroupStats| { &m.memory_rss_bytes },
             |m: &mut CgroupStats| { &mut m.memory_rss_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_page_faults",
             |m: &CgroupStats| { &m.memory_page_faults },
             |m: &mut CgroupStats| { &mut m.memory_page_faults },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_major_page_faults",
             |m: &CgroupStats| { &m.memory_major_page_faults },
             |m: &mut CgroupStats| { &mut m.memory_major_page_faults },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "memory_limit_bytes",
             |m: &CgroupStats| { &m.memory_limit_bytes },
             |m: &mut CgroupStats| { &mut m.memory_limit_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "swap_usage_bytes",
             |m: &CgroupStats| { &m.swap_usage_bytes },
             |m: &mut CgroupStats| { &mut m.swap_usage_bytes },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "pids_current",
             |m: &CgroupStats| { &m.pids_current },
             |m: &mut CgroupStats| { &mut m.pids_current },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "cpu_user_ns",
+            |m: &CgroupStats| { &m.cpu_user_ns },
+            |m: &mut CgroupStats| { &mut m.cpu_user_ns },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "cpu_system_ns",
+            |m: &CgroupStats| { &m.cpu_system_ns },
+            |m: &mut CgroupStats| { &mut m.cpu_system_ns },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "cpu_periods",
+            |m: &CgroupStats| { &m.cpu_periods },
+            |m: &mut CgroupStats| { &mut m.cpu_periods },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "cpu_throttled_periods",
+            |m: &CgroupStats| { &m.cpu_throttled_periods },
+            |m: &mut CgroupStats| { &mut m.cpu_throttled_periods },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "cpu_throttled_ns",
+            |m: &CgroupStats| { &m.cpu_throttled_ns },
+            |m: &mut CgroupStats| { &mut m.cpu_throttled_ns },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "memory_cache_bytes",
+            |m: &CgroupStats| { &m.memory_cache_bytes },
+            |m: &mut CgroupStats| { &mut m.memory_cache_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "memory_kernel_bytes",
+            |m: &CgroupStats| { &m.memory_kernel_bytes },
+            |m: &mut CgroupStats| { &mut m.memory_kernel_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "memory_mapped_file_bytes",
+            |m: &CgroupStats| { &m.memory_mapped_file_bytes },
+            |m: &mut CgroupStats| { &mut m.memory_mapped_file_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "memory_peak_bytes",
+            |m: &CgroupStats| { &m.memory_peak_bytes },
+            |m: &mut CgroupStats| { &mut m.memory_peak_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "memory_limit_hits",
+            |m: &CgroupStats| { &m.memory_limit_hits },
+            |m: &mut CgroupStats| { &mut m.memory_limit_hits },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "oom_kills",
+            |m: &CgroupStats| { &m.oom_kills },
+            |m: &mut CgroupStats| { &mut m.oom_kills },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "swap_limit_bytes",
+            |m: &CgroupStats| { &m.swap_limit_bytes },
+            |m: &mut CgroupStats| { &mut m.swap_limit_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "pids_limit",
+            |m: &CgroupStats| { &m.pids_limit },
+            |m: &mut CgroupStats| { &mut m.pids_limit },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Pressure>(
+            "cpu_pressure",
+            |m: &CgroupStats| { &m.cpu_pressure },
+            |m: &mut CgroupStats| { &mut m.cpu_pressure },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Pressure>(
+            "memory_pressure",
+            |m: &CgroupStats| { &m.memory_pressure },
+            |m: &mut CgroupStats| { &mut m.memory_pressure },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Pressure>(
+            "io_pressure",
+            |m: &CgroupStats| { &m.io_pressure },
+            |m: &mut CgroupStats| { &mut m.io_pressure },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "io",
+            |m: &CgroupStats| { &m.io },
+            |m: &mut CgroupStats| { &mut m.io },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<CgroupStats>(
             "CgroupStats",
@@ -7245,31 +8898,82 @@ impl ::protobuf::Message for CgroupStats {
                     self.timestamp_ns = is.read_int64()?;
                 },
                 16 => {
-                    self.cpu_usage_ns = is.read_uint64()?;
+                    self.cpu_usage_ns = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 24 => {
-                    self.memory_usage_bytes = is.read_uint64()?;
+                    self.memory_usage_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 32 => {
-                    self.memory_working_set_bytes = is.read_uint64()?;
+                    self.memory_working_set_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 40 => {
-                    self.memory_rss_bytes = is.read_uint64()?;
+                    self.memory_rss_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 48 => {
-                    self.memory_page_faults = is.read_uint64()?;
+                    self.memory_page_faults = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 56 => {
-                    self.memory_major_page_faults = is.read_uint64()?;
+                    self.memory_major_page_faults = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 64 => {
-                    self.memory_limit_bytes = is.read_uint64()?;
+                    self.memory_limit_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 72 => {
-                    self.swap_usage_bytes = is.read_uint64()?;
+                    self.swap_usage_bytes = ::std::option::Option::Some(is.read_uint64()?);
                 },
                 80 => {
-                    self.pids_current = is.read_uint64()?;
+                    self.pids_current = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                88 => {
+                    self.cpu_user_ns = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                96 => {
+                    self.cpu_system_ns = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                104 => {
+                    self.cpu_periods = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                112 => {
+                    self.cpu_throttled_periods = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                120 => {
+                    self.cpu_throttled_ns = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                128 => {
+                    self.memory_cache_bytes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                136 => {
+                    self.memory_kernel_bytes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                144 => {
+                    self.memory_mapped_file_bytes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                152 => {
+                    self.memory_peak_bytes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                160 => {
+                    self.memory_limit_hits = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                168 => {
+                    self.oom_kills = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                176 => {
+                    self.swap_limit_bytes = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                184 => {
+                    self.pids_limit = ::std::option::Option::Some(is.read_uint64()?);
+                },
+                194 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.cpu_pressure)?;
+                },
+                202 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.memory_pressure)?;
+                },
+                210 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.io_pressure)?;
+                },
+                218 => {
+                    self.io.push(is.read_message()?);
                 },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
@@ -7286,33 +8990,88 @@ impl ::protobuf::Message for CgroupStats {
         if self.timestamp_ns != 0 {
             my_size += ::protobuf::rt::int64_size(1, self.timestamp_ns);
         }
-        if self.cpu_usage_ns != 0 {
-            my_size += ::protobuf::rt::uint64_size(2, self.cpu_usage_ns);
+        if let Some(v) = self.cpu_usage_ns {
+            my_size += ::protobuf::rt::uint64_size(2, v);
         }
-        if self.memory_usage_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(3, self.memory_usage_bytes);
+        if let Some(v) = self.memory_usage_bytes {
+            my_size += ::protobuf::rt::uint64_size(3, v);
         }
-        if self.memory_working_set_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(4, self.memory_working_set_bytes);
+        if let Some(v) = self.memory_working_set_bytes {
+            my_size += ::protobuf::rt::uint64_size(4, v);
         }
-        if self.memory_rss_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(5, self.memory_rss_bytes);
+        if let Some(v) = self.memory_rss_bytes {
+            my_size += ::protobuf::rt::uint64_size(5, v);
         }
-        if self.memory_page_faults != 0 {
-            my_size += ::protobuf::rt::uint64_size(6, self.memory_page_faults);
+        if let Some(v) = self.memory_page_faults {
+            my_size += ::protobuf::rt::uint64_size(6, v);
         }
-        if self.memory_major_page_faults != 0 {
-            my_size += ::protobuf::rt::uint64_size(7, self.memory_major_page_faults);
+        if let Some(v) = self.memory_major_page_faults {
+            my_size += ::protobuf::rt::uint64_size(7, v);
         }
-        if self.memory_limit_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(8, self.memory_limit_bytes);
+        if let Some(v) = self.memory_limit_bytes {
+            my_size += ::protobuf::rt::uint64_size(8, v);
         }
-        if self.swap_usage_bytes != 0 {
-            my_size += ::protobuf::rt::uint64_size(9, self.swap_usage_bytes);
+        if let Some(v) = self.swap_usage_bytes {
+            my_size += ::protobuf::rt::uint64_size(9, v);
         }
-        if self.pids_current != 0 {
-            my_size += ::protobuf::rt::uint64_size(10, self.pids_current);
+        if let Some(v) = self.pids_current {
+            my_size += ::protobuf::rt::uint64_size(10, v);
         }
+        if let Some(v) = self.cpu_user_ns {
+            my_size += ::protobuf::rt::uint64_size(11, v);
+        }
+        if let Some(v) = self.cpu_system_ns {
+            my_size += ::protobuf::rt::uint64_size(12, v);
+        }
+        if let Some(v) = self.cpu_periods {
+            my_size += ::protobuf::rt::uint64_size(13, v);
+        }
+        if let Some(v) = self.cpu_throttled_periods {
+            my_size += ::protobuf::rt::uint64_size(14, v);
+        }
+        if let Some(v) = self.cpu_throttled_ns {
+            my_size += ::protobuf::rt::uint64_size(15, v);
+        }
+        if let Some(v) = self.memory_cache_bytes {
+            my_size += ::protobuf::rt::uint64_size(16, v);
+        }
+        if let Some(v) = self.memory_kernel_bytes {
+            my_size += ::protobuf::rt::uint64_size(17, v);
+        }
+        if let Some(v) = self.memory_mapped_file_bytes {
+            my_size += ::protobuf::rt::uint64_size(18, v);
+        }
+        if let Some(v) = self.memory_peak_bytes {
+            my_size += ::protobuf::rt::uint64_size(19, v);
+        }
+        if let Some(v) = self.memory_limit_hits {
+            my_size += ::protobuf::rt::uint64_size(20, v);
+        }
+        if let Some(v) = self.oom_kills {
+            my_size += ::protobuf::rt::uint64_size(21, v);
+        }
+        if let Some(v) = self.swap_limit_bytes {
+            my_size += ::protobuf::rt::uint64_size(22, v);
+        }
+        if let Some(v) = self.pids_limit {
+            my_size += ::protobuf::rt::uint64_size(23, v);
+        }
+        if let Some(v) = self.cpu_pressure.as_ref() {
+            let len = v.compute_size();
+            my_size += 2 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        if let Some(v) = self.memory_pressure.as_ref() {
+            let len = v.compute_size();
+            my_size += 2 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        if let Some(v) = self.io_pressure.as_ref() {
+            let len = v.compute_size();
+            my_size += 2 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        for value in &self.io {
+            let len = value.compute_size();
+            my_size += 2 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -7322,33 +9081,84 @@ impl ::protobuf::Message for CgroupStats {
         if self.timestamp_ns != 0 {
             os.write_int64(1, self.timestamp_ns)?;
         }
-        if self.cpu_usage_ns != 0 {
-            os.write_uint64(2, self.cpu_usage_ns)?;
+        if let Some(v) = self.cpu_usage_ns {
+            os.write_uint64(2, v)?;
         }
-        if self.memory_usage_bytes != 0 {
-            os.write_uint64(3, self.memory_usage_bytes)?;
+        if let Some(v) = self.memory_usage_bytes {
+            os.write_uint64(3, v)?;
         }
-        if self.memory_working_set_bytes != 0 {
-            os.write_uint64(4, self.memory_working_set_bytes)?;
+        if let Some(v) = self.memory_working_set_bytes {
+            os.write_uint64(4, v)?;
         }
-        if self.memory_rss_bytes != 0 {
-            os.write_uint64(5, self.memory_rss_bytes)?;
+        if let Some(v) = self.memory_rss_bytes {
+            os.write_uint64(5, v)?;
         }
-        if self.memory_page_faults != 0 {
-            os.write_uint64(6, self.memory_page_faults)?;
+        if let Some(v) = self.memory_page_faults {
+            os.write_uint64(6, v)?;
         }
-        if self.memory_major_page_faults != 0 {
-            os.write_uint64(7, self.memory_major_page_faults)?;
+        if let Some(v) = self.memory_major_page_faults {
+            os.write_uint64(7, v)?;
         }
-        if self.memory_limit_bytes != 0 {
-            os.write_uint64(8, self.memory_limit_bytes)?;
+        if let Some(v) = self.memory_limit_bytes {
+            os.write_uint64(8, v)?;
         }
-        if self.swap_usage_bytes != 0 {
-            os.write_uint64(9, self.swap_usage_bytes)?;
+        if let Some(v) = self.swap_usage_bytes {
+            os.write_uint64(9, v)?;
         }
-        if self.pids_current != 0 {
-            os.write_uint64(10, self.pids_current)?;
+        if let Some(v) = self.pids_current {
+            os.write_uint64(10, v)?;
         }
+        if let Some(v) = self.cpu_user_ns {
+            os.write_uint64(11, v)?;
+        }
+        if let Some(v) = self.cpu_system_ns {
+            os.write_uint64(12, v)?;
+        }
+        if let Some(v) = self.cpu_periods {
+            os.write_uint64(13, v)?;
+        }
+        if let Some(v) = self.cpu_throttled_periods {
+            os.write_uint64(14, v)?;
+        }
+        if let Some(v) = self.cpu_throttled_ns {
+            os.write_uint64(15, v)?;
+        }
+        if let Some(v) = self.memory_cache_bytes {
+            os.write_uint64(16, v)?;
+        }
+        if let Some(v) = self.memory_kernel_bytes {
+            os.write_uint64(17, v)?;
+        }
+        if let Some(v) = self.memory_mapped_file_bytes {
+            os.write_uint64(18, v)?;
+        }
+        if let Some(v) = self.memory_peak_bytes {
+            os.write_uint64(19, v)?;
+        }
+        if let Some(v) = self.memory_limit_hits {
+            os.write_uint64(20, v)?;
+        }
+        if let Some(v) = self.oom_kills {
+            os.write_uint64(21, v)?;
+        }
+        if let Some(v) = self.swap_limit_bytes {
+            os.write_uint64(22, v)?;
+        }
+        if let Some(v) = self.pids_limit {
+            os.write_uint64(23, v)?;
+        }
+        if let Some(v) = self.cpu_pressure.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(24, v, os)?;
+        }
+        if let Some(v) = self.memory_pressure.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(25, v, os)?;
+        }
+        if let Some(v) = self.io_pressure.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(26, v, os)?;
+        }
+        for v in &self.io {
+            ::protobuf::rt::write_message_field_with_cached_size(27, v, os)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -7367,30 +9177,64 @@ impl ::protobuf::Message for CgroupStats {
 
     fn clear(&mut self) {
         self.timestamp_ns = 0;
-        self.cpu_usage_ns = 0;
-        self.memory_usage_bytes = 0;
-        self.memory_working_set_bytes = 0;
-        self.memory_rss_bytes = 0;
-        self.memory_page_faults = 0;
-        self.memory_major_page_faults = 0;
-        self.memory_limit_bytes = 0;
-        self.swap_usage_bytes = 0;
-        self.pids_current = 0;
+        self.cpu_usage_ns = ::std::option::Option::None;
+        self.memory_usage_bytes = ::std::option::Option::None;
+        self.memory_working_set_bytes = ::std::option::Option::None;
+        self.memory_rss_bytes = ::std::option::Option::None;
+        self.memory_page_faults = ::std::option::Option::None;
+        self.memory_major_page_faults = ::std::option::Option::None;
+        self.memory_limit_bytes = ::std::option::Option::None;
+        self.swap_usage_bytes = ::std::option::Option::None;
+        self.pids_current = ::std::option::Option::None;
+        self.cpu_user_ns = ::std::option::Option::None;
+        self.cpu_system_ns = ::std::option::Option::None;
+        self.cpu_periods = ::std::option::Option::None;
+        self.cpu_throttled_periods = ::std::option::Option::None;
+        self.cpu_throttled_ns = ::std::option::Option::None;
+        self.memory_cache_bytes = ::std::option::Option::None;
+        self.memory_kernel_bytes = ::std::option::Option::None;
+        self.memory_mapped_file_bytes = ::std::option::Option::None;
+        self.memory_peak_bytes = ::std::option::Option::None;
+        self.memory_limit_hits = ::std::option::Option::None;
+        self.oom_kills = ::std::option::Option::None;
+        self.swap_limit_bytes = ::std::option::Option::None;
+        self.pids_limit = ::std::option::Option::None;
+        self.cpu_pressure.clear();
+        self.memory_pressure.clear();
+        self.io_pressure.clear();
+        self.io.clear();
         self.special_fields.clear();
     }
 
     fn default_instance() -> &'static CgroupStats {
         static instance: CgroupStats = CgroupStats {
             timestamp_ns: 0,
-            cpu_usage_ns: 0,
-            memory_usage_bytes: 0,
-            memory_working_set_bytes: 0,
-            memory_rss_bytes: 0,
-            memory_page_faults: 0,
-            memory_major_page_faults: 0,
-            memory_limit_bytes: 0,
-            swap_usage_bytes: 0,
-            pids_current: 0,
+            cpu_usage_ns: ::std::option::Option::None,
+            memory_usage_bytes: ::std::option::Option::None,
+            memory_working_set_bytes: ::std::option::Option::None,
+            memory_rss_bytes: ::std::option::Option::None,
+            memory_page_faults: ::std::option::Option::None,
+            memory_major_page_faults: ::std::option::Option::None,
+            memory_limit_bytes: ::std::option::Option::None,
+            swap_usage_bytes: ::std::option::Option::None,
+            pids_current: ::std::option::Option::None,
+            cpu_user_ns: ::std::option::Option::None,
+            cpu_system_ns: ::std::option::Option::None,
+            cpu_periods: ::std::option::Option::None,
+            cpu_throttled_periods: ::std::option::Option::None,
+            cpu_throttled_ns: ::std::option::Option::None,
+            memory_cache_bytes: ::std::option::Option::None,
+            memory_kernel_bytes: ::std::option::Option::None,
+            memory_mapped_file_bytes: ::std::option::Option::None,
+            memory_peak_bytes: ::std::option::Option::None,
+            memory_limit_hits: ::std::option::Option::None,
+            oom_kills: ::std::option::Option::None,
+            swap_limit_bytes: ::std::option::Option::None,
+            pids_limit: ::std::option::Option::None,
+            cpu_pressure: ::protobuf::MessageField::none(),
+            memory_pressure: ::protobuf::MessageField::none(),
+            io_pressure: ::protobuf::MessageField::none(),
+            io: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -7414,6 +9258,536 @@ impl ::protobuf::reflect::ProtobufValue for CgroupStats {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
+// @@protoc_insertion_point(message:bulkhead.agent.v1.Pressure)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct Pressure {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Pressure.some)
+    pub some: ::protobuf::MessageField<PressureLine>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Pressure.full)
+    pub full: ::protobuf::MessageField<PressureLine>,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.Pressure.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a Pressure {
+    fn default() -> &'a Pressure {
+        <Pressure as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl Pressure {
+    pub fn new() -> Pressure {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, PressureLine>(
+            "some",
+            |m: &Pressure| { &m.some },
+            |m: &mut Pressure| { &mut m.some },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, PressureLine>(
+            "full",
+            |m: &Pressure| { &m.full },
+            |m: &mut Pressure| { &mut m.full },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Pressure>(
+            "Pressure",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for Pressure {
+    const NAME: &'static str = "Pressure";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.some)?;
+                },
+                18 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.full)?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if let Some(v) = self.some.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        if let Some(v) = self.full.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if let Some(v) = self.some.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(1, v, os)?;
+        }
+        if let Some(v) = self.full.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> Pressure {
+        Pressure::new()
+    }
+
+    fn clear(&mut self) {
+        self.some.clear();
+        self.full.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static Pressure {
+        static instance: Pressure = Pressure {
+            some: ::protobuf::MessageField::none(),
+            full: ::protobuf::MessageField::none(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for Pressure {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("Pressure").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for Pressure {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for Pressure {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.PressureLine)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct PressureLine {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.PressureLine.avg10)
+    pub avg10: f64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.PressureLine.avg60)
+    pub avg60: f64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.PressureLine.avg300)
+    pub avg300: f64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.PressureLine.total_us)
+    pub total_us: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.PressureLine.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a PressureLine {
+    fn default() -> &'a PressureLine {
+        <PressureLine as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl PressureLine {
+    pub fn new() -> PressureLine {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "avg10",
+            |m: &PressureLine| { &m.avg10 },
+            |m: &mut PressureLine| { &mut m.avg10 },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "avg60",
+            |m: &PressureLine| { &m.avg60 },
+            |m: &mut PressureLine| { &mut m.avg60 },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "avg300",
+            |m: &PressureLine| { &m.avg300 },
+            |m: &mut PressureLine| { &mut m.avg300 },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "total_us",
+            |m: &PressureLine| { &m.total_us },
+            |m: &mut PressureLine| { &mut m.total_us },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<PressureLine>(
+            "PressureLine",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for PressureLine {
+    const NAME: &'static str = "PressureLine";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                9 => {
+                    self.avg10 = is.read_double()?;
+                },
+                17 => {
+                    self.avg60 = is.read_double()?;
+                },
+                25 => {
+                    self.avg300 = is.read_double()?;
+                },
+                32 => {
+                    self.total_us = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.avg10 != 0. {
+            my_size += 1 + 8;
+        }
+        if self.avg60 != 0. {
+            my_size += 1 + 8;
+        }
+        if self.avg300 != 0. {
+            my_size += 1 + 8;
+        }
+        if self.total_us != 0 {
+            my_size += ::protobuf::rt::uint64_size(4, self.total_us);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.avg10 != 0. {
+            os.write_double(1, self.avg10)?;
+        }
+        if self.avg60 != 0. {
+            os.write_double(2, self.avg60)?;
+        }
+        if self.avg300 != 0. {
+            os.write_double(3, self.avg300)?;
+        }
+        if self.total_us != 0 {
+            os.write_uint64(4, self.total_us)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> PressureLine {
+        PressureLine::new()
+    }
+
+    fn clear(&mut self) {
+        self.avg10 = 0.;
+        self.avg60 = 0.;
+        self.avg300 = 0.;
+        self.total_us = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static PressureLine {
+        static instance: PressureLine = PressureLine {
+            avg10: 0.,
+            avg60: 0.,
+            avg300: 0.,
+            total_us: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for PressureLine {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("PressureLine").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for PressureLine {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for PressureLine {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.DeviceIo)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct DeviceIo {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.major)
+    pub major: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.minor)
+    pub minor: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.read_bytes)
+    pub read_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.written_bytes)
+    pub written_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.reads)
+    pub reads: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.DeviceIo.writes)
+    pub writes: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.DeviceIo.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a DeviceIo {
+    fn default() -> &'a DeviceIo {
+        <DeviceIo as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl DeviceIo {
+    pub fn new() -> DeviceIo {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(6);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "major",
+            |m: &DeviceIo| { &m.major },
+            |m: &mut DeviceIo| { &mut m.major },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "minor",
+            |m: &DeviceIo| { &m.minor },
+            |m: &mut DeviceIo| { &mut m.minor },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "read_bytes",
+            |m: &DeviceIo| { &m.read_bytes },
+            |m: &mut DeviceIo| { &mut m.read_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "written_bytes",
+            |m: &DeviceIo| { &m.written_bytes },
+            |m: &mut DeviceIo| { &mut m.written_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "reads",
+            |m: &DeviceIo| { &m.reads },
+            |m: &mut DeviceIo| { &mut m.reads },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "writes",
+            |m: &DeviceIo| { &m.writes },
+            |m: &mut DeviceIo| { &mut m.writes },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<DeviceIo>(
+            "DeviceIo",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for DeviceIo {
+    const NAME: &'static str = "DeviceIo";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.major = is.read_uint32()?;
+                },
+                16 => {
+                    self.minor = is.read_uint32()?;
+                },
+                24 => {
+                    self.read_bytes = is.read_uint64()?;
+                },
+                32 => {
+                    self.written_bytes = is.read_uint64()?;
+                },
+                40 => {
+                    self.reads = is.read_uint64()?;
+                },
+                48 => {
+                    self.writes = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.major != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.major);
+        }
+        if self.minor != 0 {
+            my_size += ::protobuf::rt::uint32_size(2, self.minor);
+        }
+        if self.read_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(3, self.read_bytes);
+        }
+        if self.written_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(4, self.written_bytes);
+        }
+        if self.reads != 0 {
+            my_size += ::protobuf::rt::uint64_size(5, self.reads);
+        }
+        if self.writes != 0 {
+            my_size += ::protobuf::rt::uint64_size(6, self.writes);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.major != 0 {
+            os.write_uint32(1, self.major)?;
+        }
+        if self.minor != 0 {
+            os.write_uint32(2, self.minor)?;
+        }
+        if self.read_bytes != 0 {
+            os.write_uint64(3, self.read_bytes)?;
+        }
+        if self.written_bytes != 0 {
+            os.write_uint64(4, self.written_bytes)?;
+        }
+        if self.reads != 0 {
+            os.write_uint64(5, self.reads)?;
+        }
+        if self.writes != 0 {
+            os.write_uint64(6, self.writes)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> DeviceIo {
+        DeviceIo::new()
+    }
+
+    fn clear(&mut self) {
+        self.major = 0;
+        self.minor = 0;
+        self.read_bytes = 0;
+        self.written_bytes = 0;
+        self.reads = 0;
+        self.writes = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static DeviceIo {
+        static instance: DeviceIo = DeviceIo {
+            major: 0,
+            minor: 0,
+            read_bytes: 0,
+            written_bytes: 0,
+            reads: 0,
+            writes: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for DeviceIo {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("DeviceIo").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for DeviceIo {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for DeviceIo {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
 // @@protoc_insertion_point(message:bulkhead.agent.v1.InterfaceStats)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct InterfaceStats {
@@ -7428,6 +9802,14 @@ pub struct InterfaceStats {
     pub tx_bytes: u64,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.InterfaceStats.tx_errors)
     pub tx_errors: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InterfaceStats.rx_packets)
+    pub rx_packets: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InterfaceStats.rx_dropped)
+    pub rx_dropped: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InterfaceStats.tx_packets)
+    pub tx_packets: u64,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InterfaceStats.tx_dropped)
+    pub tx_dropped: u64,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.InterfaceStats.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -7445,7 +9827,7 @@ impl InterfaceStats {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(5);
+        let mut fields = ::std::vec::Vec::with_capacity(9);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "name",
@@ -7471,6 +9853,26 @@ impl InterfaceStats {
             "tx_errors",
             |m: &InterfaceStats| { &m.tx_errors },
             |m: &mut InterfaceStats| { &mut m.tx_errors },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "rx_packets",
+            |m: &InterfaceStats| { &m.rx_packets },
+            |m: &mut InterfaceStats| { &mut m.rx_packets },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "rx_dropped",
+            |m: &InterfaceStats| { &m.rx_dropped },
+            |m: &mut InterfaceStats| { &mut m.rx_dropped },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "tx_packets",
+            |m: &InterfaceStats| { &m.tx_packets },
+            |m: &mut InterfaceStats| { &mut m.tx_packets },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "tx_dropped",
+            |m: &InterfaceStats| { &m.tx_dropped },
+            |m: &mut InterfaceStats| { &mut m.tx_dropped },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<InterfaceStats>(
             "InterfaceStats",
@@ -7505,6 +9907,18 @@ impl ::protobuf::Message for InterfaceStats {
                 40 => {
                     self.tx_errors = is.read_uint64()?;
                 },
+                48 => {
+                    self.rx_packets = is.read_uint64()?;
+                },
+                56 => {
+                    self.rx_dropped = is.read_uint64()?;
+                },
+                64 => {
+                    self.tx_packets = is.read_uint64()?;
+                },
+                72 => {
+                    self.tx_dropped = is.read_uint64()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -7532,6 +9946,18 @@ impl ::protobuf::Message for InterfaceStats {
         if self.tx_errors != 0 {
             my_size += ::protobuf::rt::uint64_size(5, self.tx_errors);
         }
+        if self.rx_packets != 0 {
+            my_size += ::protobuf::rt::uint64_size(6, self.rx_packets);
+        }
+        if self.rx_dropped != 0 {
+            my_size += ::protobuf::rt::uint64_size(7, self.rx_dropped);
+        }
+        if self.tx_packets != 0 {
+            my_size += ::protobuf::rt::uint64_size(8, self.tx_packets);
+        }
+        if self.tx_dropped != 0 {
+            my_size += ::protobuf::rt::uint64_size(9, self.tx_dropped);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -7552,6 +9978,18 @@ impl ::protobuf::Message for InterfaceStats {
         }
         if self.tx_errors != 0 {
             os.write_uint64(5, self.tx_errors)?;
+        }
+        if self.rx_packets != 0 {
+            os.write_uint64(6, self.rx_packets)?;
+        }
+        if self.rx_dropped != 0 {
+            os.write_uint64(7, self.rx_dropped)?;
+        }
+        if self.tx_packets != 0 {
+            os.write_uint64(8, self.tx_packets)?;
+        }
+        if self.tx_dropped != 0 {
+            os.write_uint64(9, self.tx_dropped)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -7575,6 +10013,10 @@ impl ::protobuf::Message for InterfaceStats {
         self.rx_errors = 0;
         self.tx_bytes = 0;
         self.tx_errors = 0;
+        self.rx_packets = 0;
+        self.rx_dropped = 0;
+        self.tx_packets = 0;
+        self.tx_dropped = 0;
         self.special_fields.clear();
     }
 
@@ -7585,6 +10027,10 @@ impl ::protobuf::Message for InterfaceStats {
             rx_errors: 0,
             tx_bytes: 0,
             tx_errors: 0,
+            rx_packets: 0,
+            rx_dropped: 0,
+            tx_packets: 0,
+            tx_dropped: 0,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -7826,6 +10272,8 @@ pub struct StdioHello {
     pub primary: bool,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.StdioHello.stdin)
     pub stdin: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.StdioHello.port)
+    pub port: u32,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.StdioHello.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -7843,7 +10291,7 @@ impl StdioHello {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut fields = ::std::vec::Vec::with_capacity(5);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "container_id",
@@ -7864,6 +10312,11 @@ impl StdioHello {
             "stdin",
             |m: &StdioHello| { &m.stdin },
             |m: &mut StdioHello| { &mut m.stdin },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "port",
+            |m: &StdioHello| { &m.port },
+            |m: &mut StdioHello| { &mut m.port },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StdioHello>(
             "StdioHello",
@@ -7895,6 +10348,9 @@ impl ::protobuf::Message for StdioHello {
                 32 => {
                     self.stdin = is.read_bool()?;
                 },
+                40 => {
+                    self.port = is.read_uint32()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -7919,6 +10375,9 @@ impl ::protobuf::Message for StdioHello {
         if self.stdin != false {
             my_size += 1 + 1;
         }
+        if self.port != 0 {
+            my_size += ::protobuf::rt::uint32_size(5, self.port);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -7936,6 +10395,9 @@ impl ::protobuf::Message for StdioHello {
         }
         if self.stdin != false {
             os.write_bool(4, self.stdin)?;
+        }
+        if self.port != 0 {
+            os.write_uint32(5, self.port)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -7958,6 +10420,7 @@ impl ::protobuf::Message for StdioHello {
         self.exec_id.clear();
         self.primary = false;
         self.stdin = false;
+        self.port = 0;
         self.special_fields.clear();
     }
 
@@ -7967,6 +10430,7 @@ impl ::protobuf::Message for StdioHello {
             exec_id: ::std::string::String::new(),
             primary: false,
             stdin: false,
+            port: 0,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -8058,6 +10522,247 @@ impl Propagation {
 }
 
 #[derive(Clone,Copy,PartialEq,Eq,Debug,Hash)]
+// @@protoc_insertion_point(enum:bulkhead.agent.v1.SeccompAbi)
+pub enum SeccompAbi {
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompAbi.SECCOMP_ABI_X86_64)
+    SECCOMP_ABI_X86_64 = 0,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompAbi.SECCOMP_ABI_X32)
+    SECCOMP_ABI_X32 = 1,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompAbi.SECCOMP_ABI_I386)
+    SECCOMP_ABI_I386 = 2,
+}
+
+impl ::protobuf::Enum for SeccompAbi {
+    const NAME: &'static str = "SeccompAbi";
+
+    fn value(&self) -> i32 {
+        *self as i32
+    }
+
+    fn from_i32(value: i32) -> ::std::option::Option<SeccompAbi> {
+        match value {
+            0 => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_X86_64),
+            1 => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_X32),
+            2 => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_I386),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    fn from_str(str: &str) -> ::std::option::Option<SeccompAbi> {
+        match str {
+            "SECCOMP_ABI_X86_64" => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_X86_64),
+            "SECCOMP_ABI_X32" => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_X32),
+            "SECCOMP_ABI_I386" => ::std::option::Option::Some(SeccompAbi::SECCOMP_ABI_I386),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    const VALUES: &'static [SeccompAbi] = &[
+        SeccompAbi::SECCOMP_ABI_X86_64,
+        SeccompAbi::SECCOMP_ABI_X32,
+        SeccompAbi::SECCOMP_ABI_I386,
+    ];
+}
+
+impl ::protobuf::EnumFull for SeccompAbi {
+    fn enum_descriptor() -> ::protobuf::reflect::EnumDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::EnumDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().enum_by_package_relative_name("SeccompAbi").unwrap()).clone()
+    }
+
+    fn descriptor(&self) -> ::protobuf::reflect::EnumValueDescriptor {
+        let index = *self as usize;
+        Self::enum_descriptor().value_by_index(index)
+    }
+}
+
+impl ::std::default::Default for SeccompAbi {
+    fn default() -> Self {
+        SeccompAbi::SECCOMP_ABI_X86_64
+    }
+}
+
+impl SeccompAbi {
+    fn generated_enum_descriptor_data() -> ::protobuf::reflect::GeneratedEnumDescriptorData {
+        ::protobuf::reflect::GeneratedEnumDescriptorData::new::<SeccompAbi>("SeccompAbi")
+    }
+}
+
+#[derive(Clone,Copy,PartialEq,Eq,Debug,Hash)]
+// @@protoc_insertion_point(enum:bulkhead.agent.v1.SeccompComparison)
+pub enum SeccompComparison {
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_EQUAL)
+    SECCOMP_COMPARISON_EQUAL = 0,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_NOT_EQUAL)
+    SECCOMP_COMPARISON_NOT_EQUAL = 1,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_LESS)
+    SECCOMP_COMPARISON_LESS = 2,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_LESS_OR_EQUAL)
+    SECCOMP_COMPARISON_LESS_OR_EQUAL = 3,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_GREATER)
+    SECCOMP_COMPARISON_GREATER = 4,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_GREATER_OR_EQUAL)
+    SECCOMP_COMPARISON_GREATER_OR_EQUAL = 5,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompComparison.SECCOMP_COMPARISON_MASKED_EQUAL)
+    SECCOMP_COMPARISON_MASKED_EQUAL = 6,
+}
+
+impl ::protobuf::Enum for SeccompComparison {
+    const NAME: &'static str = "SeccompComparison";
+
+    fn value(&self) -> i32 {
+        *self as i32
+    }
+
+    fn from_i32(value: i32) -> ::std::option::Option<SeccompComparison> {
+        match value {
+            0 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_EQUAL),
+            1 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_NOT_EQUAL),
+            2 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_LESS),
+            3 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_LESS_OR_EQUAL),
+            4 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_GREATER),
+            5 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_GREATER_OR_EQUAL),
+            6 => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_MASKED_EQUAL),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    fn from_str(str: &str) -> ::std::option::Option<SeccompComparison> {
+        match str {
+            "SECCOMP_COMPARISON_EQUAL" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_EQUAL),
+            "SECCOMP_COMPARISON_NOT_EQUAL" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_NOT_EQUAL),
+            "SECCOMP_COMPARISON_LESS" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_LESS),
+            "SECCOMP_COMPARISON_LESS_OR_EQUAL" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_LESS_OR_EQUAL),
+            "SECCOMP_COMPARISON_GREATER" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_GREATER),
+            "SECCOMP_COMPARISON_GREATER_OR_EQUAL" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_GREATER_OR_EQUAL),
+            "SECCOMP_COMPARISON_MASKED_EQUAL" => ::std::option::Option::Some(SeccompComparison::SECCOMP_COMPARISON_MASKED_EQUAL),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    const VALUES: &'static [SeccompComparison] = &[
+        SeccompComparison::SECCOMP_COMPARISON_EQUAL,
+        SeccompComparison::SECCOMP_COMPARISON_NOT_EQUAL,
+        SeccompComparison::SECCOMP_COMPARISON_LESS,
+        SeccompComparison::SECCOMP_COMPARISON_LESS_OR_EQUAL,
+        SeccompComparison::SECCOMP_COMPARISON_GREATER,
+        SeccompComparison::SECCOMP_COMPARISON_GREATER_OR_EQUAL,
+        SeccompComparison::SECCOMP_COMPARISON_MASKED_EQUAL,
+    ];
+}
+
+impl ::protobuf::EnumFull for SeccompComparison {
+    fn enum_descriptor() -> ::protobuf::reflect::EnumDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::EnumDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().enum_by_package_relative_name("SeccompComparison").unwrap()).clone()
+    }
+
+    fn descriptor(&self) -> ::protobuf::reflect::EnumValueDescriptor {
+        let index = *self as usize;
+        Self::enum_descriptor().value_by_index(index)
+    }
+}
+
+impl ::std::default::Default for SeccompComparison {
+    fn default() -> Self {
+        SeccompComparison::SECCOMP_COMPARISON_EQUAL
+    }
+}
+
+impl SeccompComparison {
+    fn generated_enum_descriptor_data() -> ::protobuf::reflect::GeneratedEnumDescriptorData {
+        ::protobuf::reflect::GeneratedEnumDescriptorData::new::<SeccompComparison>("SeccompComparison")
+    }
+}
+
+#[derive(Clone,Copy,PartialEq,Eq,Debug,Hash)]
+// @@protoc_insertion_point(enum:bulkhead.agent.v1.SeccompActionKind)
+pub enum SeccompActionKind {
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_KILL_PROCESS)
+    SECCOMP_ACTION_KILL_PROCESS = 0,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_KILL_THREAD)
+    SECCOMP_ACTION_KILL_THREAD = 1,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_TRAP)
+    SECCOMP_ACTION_TRAP = 2,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_ERRNO)
+    SECCOMP_ACTION_ERRNO = 3,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_TRACE)
+    SECCOMP_ACTION_TRACE = 4,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_LOG)
+    SECCOMP_ACTION_LOG = 5,
+    // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.SeccompActionKind.SECCOMP_ACTION_ALLOW)
+    SECCOMP_ACTION_ALLOW = 6,
+}
+
+impl ::protobuf::Enum for SeccompActionKind {
+    const NAME: &'static str = "SeccompActionKind";
+
+    fn value(&self) -> i32 {
+        *self as i32
+    }
+
+    fn from_i32(value: i32) -> ::std::option::Option<SeccompActionKind> {
+        match value {
+            0 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS),
+            1 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_KILL_THREAD),
+            2 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_TRAP),
+            3 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_ERRNO),
+            4 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_TRACE),
+            5 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_LOG),
+            6 => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_ALLOW),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    fn from_str(str: &str) -> ::std::option::Option<SeccompActionKind> {
+        match str {
+            "SECCOMP_ACTION_KILL_PROCESS" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS),
+            "SECCOMP_ACTION_KILL_THREAD" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_KILL_THREAD),
+            "SECCOMP_ACTION_TRAP" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_TRAP),
+            "SECCOMP_ACTION_ERRNO" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_ERRNO),
+            "SECCOMP_ACTION_TRACE" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_TRACE),
+            "SECCOMP_ACTION_LOG" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_LOG),
+            "SECCOMP_ACTION_ALLOW" => ::std::option::Option::Some(SeccompActionKind::SECCOMP_ACTION_ALLOW),
+            _ => ::std::option::Option::None
+        }
+    }
+
+    const VALUES: &'static [SeccompActionKind] = &[
+        SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS,
+        SeccompActionKind::SECCOMP_ACTION_KILL_THREAD,
+        SeccompActionKind::SECCOMP_ACTION_TRAP,
+        SeccompActionKind::SECCOMP_ACTION_ERRNO,
+        SeccompActionKind::SECCOMP_ACTION_TRACE,
+        SeccompActionKind::SECCOMP_ACTION_LOG,
+        SeccompActionKind::SECCOMP_ACTION_ALLOW,
+    ];
+}
+
+impl ::protobuf::EnumFull for SeccompActionKind {
+    fn enum_descriptor() -> ::protobuf::reflect::EnumDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::EnumDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().enum_by_package_relative_name("SeccompActionKind").unwrap()).clone()
+    }
+
+    fn descriptor(&self) -> ::protobuf::reflect::EnumValueDescriptor {
+        let index = *self as usize;
+        Self::enum_descriptor().value_by_index(index)
+    }
+}
+
+impl ::std::default::Default for SeccompActionKind {
+    fn default() -> Self {
+        SeccompActionKind::SECCOMP_ACTION_KILL_PROCESS
+    }
+}
+
+impl SeccompActionKind {
+    fn generated_enum_descriptor_data() -> ::protobuf::reflect::GeneratedEnumDescriptorData {
+        ::protobuf::reflect::GeneratedEnumDescriptorData::new::<SeccompActionKind>("SeccompActionKind")
+    }
+}
+
+#[derive(Clone,Copy,PartialEq,Eq,Debug,Hash)]
 // @@protoc_insertion_point(enum:bulkhead.agent.v1.PidMode)
 pub enum PidMode {
     // @@protoc_insertion_point(enum_value:bulkhead.agent.v1.PidMode.PID_MODE_CONTAINER)
@@ -8136,7 +10841,7 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     ,\n\x12memory_total_bytes\x18\x03\x20\x01(\x04R\x10memoryTotalBytes\x12\
     \x1f\n\x0bcpus_online\x18\x04\x20\x01(\rR\ncpusOnline\x12\x17\n\x07boot_\
     us\x18\x05\x20\x01(\x04R\x06bootUs\x12-\n\x12cgroup_controllers\x18\x06\
-    \x20\x03(\tR\x11cgroupControllers\"\xa1\x04\n\x17ConfigureSandboxRequest\
+    \x20\x03(\tR\x11cgroupControllers\"\xd7\x04\n\x17ConfigureSandboxRequest\
     \x12\x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08hostn\
     ame\x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\
     \x0b2\x1c.bulkhead.agent.v1.InterfaceR\ninterfaces\x120\n\x06routes\x18\
@@ -8146,79 +10851,100 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     _hosts\x18\x07\x20\x01(\tR\x08etcHosts\x12Q\n\x07sysctls\x18\x08\x20\x03\
     (\x0b27.bulkhead.agent.v1.ConfigureSandboxRequest.SysctlsEntryR\x07sysct\
     ls\x12$\n\x0eshm_size_bytes\x18\t\x20\x01(\x04R\x0cshmSizeBytes\x12*\n\
-    \x11has_scratch_drive\x18\n\x20\x01(\x08R\x0fhasScratchDrive\x1a:\n\x0cS\
-    ysctlsEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05val\
-    ue\x18\x02\x20\x01(\tR\x05value:\x028\x01\"\x1a\n\x18ConfigureSandboxRes\
-    ponse\"\x84\x01\n\tInterface\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04na\
-    me\x12\x10\n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x10\n\x03mtu\x18\x03\
-    \x20\x01(\rR\x03mtu\x12\x1c\n\taddresses\x18\x04\x20\x03(\tR\taddresses\
-    \x12!\n\x0cdevice_index\x18\x05\x20\x01(\rR\x0bdeviceIndex\"\xa1\x01\n\
-    \x05Route\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdestination\
-    \x12\x18\n\x07gateway\x18\x02\x20\x01(\tR\x07gateway\x12\x1c\n\tinterfac\
-    e\x18\x03\x20\x01(\tR\tinterface\x12\x14\n\x05scope\x18\x04\x20\x01(\rR\
-    \x05scope\x12\x16\n\x06metric\x18\x05\x20\x01(\rR\x06metric\x12\x10\n\
-    \x03mtu\x18\x06\x20\x01(\rR\x03mtu\"U\n\tNeighbour\x12\x18\n\x07address\
-    \x18\x01\x20\x01(\tR\x07address\x12\x10\n\x03mac\x18\x02\x20\x01(\tR\x03\
-    mac\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\tinterface\"e\n\x0bImageExt\
-    ent\x12\x19\n\x08image_id\x18\x01\x20\x01(\tR\x07imageId\x12!\n\x0cstart\
-    _sector\x18\x02\x20\x01(\x04R\x0bstartSector\x12\x18\n\x07sectors\x18\
-    \x03\x20\x01(\x04R\x07sectors\"\x86\x01\n\x06Rootfs\x126\n\x05image\x18\
-    \x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtentH\0R\x05image\x12\
-    \x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\x1a\n\x08readonl\
-    y\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\xca\x02\n\x05Moun\
-    t\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\
-    \x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05tmpfs\x18\x03\x20\
-    \x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpfs\x126\n\x05imag\
-    e\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolumeH\0R\x05image\
-    \x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\x12-\n\x12recur\
-    sive_readonly\x18\x06\x20\x01(\x08R\x11recursiveReadonly\x12@\n\x0bpropa\
-    gation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1.PropagationR\x0bpropa\
-    gationB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\x12\n\x04name\x18\x01\
-    \x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\x20\x01(\x04R\tsizeBy\
-    tes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\"^\n\x0bImageVolume\
-    \x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtent\
-    R\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\x07subPath\"\xee\
-    \x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0R\x03uid\x88\x01\
-    \x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\x88\x01\x01\x12\
-    \x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\n\x13supplementa\
-    l_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\n\x1astrict_supp\
-    lemental_groups\x18\x05\x20\x01(\x08R\x18strictSupplementalGroups\x12\
-    \x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\x04_uidB\x06\n\
-    \x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\
-    \x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\x04hard\x18\
-    \x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\x1a\n\x08boun\
-    ding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\x18\x02\x20\
-    \x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\tpermitted\
-    \x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\x12\x18\n\
-    \x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\xca\x03\n\x07Process\x12\
-    \x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\x02\
-    \x20\x03(\x0cR\x03env\x12+\n\x11working_directory\x18\x03\x20\x01(\tR\
-    \x10workingDirectory\x12+\n\x04user\x18\x04\x20\x01(\x0b2\x17.bulkhead.a\
-    gent.v1.UserR\x04user\x12C\n\x0ccapabilities\x18\x05\x20\x01(\x0b2\x1f.b\
-    ulkhead.agent.v1.CapabilitiesR\x0ccapabilities\x123\n\x07rlimits\x18\x06\
-    \x20\x03(\x0b2\x19.bulkhead.agent.v1.RlimitR\x07rlimits\x12*\n\x11no_new\
-    _privileges\x18\x07\x20\x01(\x08R\x0fnoNewPrivileges\x12\x1a\n\x08termin\
-    al\x18\x08\x20\x01(\x08R\x08terminal\x12\x14\n\x05stdin\x18\t\x20\x01(\
-    \x08R\x05stdin\x12\x12\n\x04rows\x18\n\x20\x01(\rR\x04rows\x12\x18\n\x07\
-    columns\x18\x0b\x20\x01(\rR\x07columns\x12'\n\room_score_adj\x18\x0c\x20\
-    \x01(\x05H\0R\x0boomScoreAdj\x88\x01\x01B\x10\n\x0e_oom_score_adj\"\xac\
-    \x01\n\x06Device\x12\x12\n\x04path\x18\x01\x20\x01(\tR\x04path\x12\x12\n\
-    \x04kind\x18\x02\x20\x01(\tR\x04kind\x12\x14\n\x05major\x18\x03\x20\x01(\
-    \rR\x05major\x12\x14\n\x05minor\x18\x04\x20\x01(\rR\x05minor\x12\x12\n\
-    \x04mode\x18\x05\x20\x01(\rR\x04mode\x12\x10\n\x03uid\x18\x06\x20\x01(\r\
-    R\x03uid\x12\x10\n\x03gid\x18\x07\x20\x01(\rR\x03gid\x12\x16\n\x06access\
-    \x18\x08\x20\x01(\tR\x06access\"\xb7\x03\n\tResources\x12\x20\n\x0ccpu_q\
-    uota_us\x18\x01\x20\x01(\x03R\ncpuQuotaUs\x12\"\n\rcpu_period_us\x18\x02\
-    \x20\x01(\x04R\x0bcpuPeriodUs\x12\x1d\n\ncpu_shares\x18\x03\x20\x01(\x04\
-    R\tcpuShares\x12\x1f\n\x0bcpuset_cpus\x18\x04\x20\x01(\tR\ncpusetCpus\
-    \x12\x1f\n\x0bcpuset_mems\x18\x05\x20\x01(\tR\ncpusetMems\x12,\n\x12memo\
-    ry_limit_bytes\x18\x06\x20\x01(\x03R\x10memoryLimitBytes\x125\n\x17memor\
-    y_swap_limit_bytes\x18\x07\x20\x01(\x03R\x14memorySwapLimitBytes\x12\x1d\
-    \n\npids_limit\x18\x08\x20\x01(\x03R\tpidsLimit\x12C\n\x07unified\x18\t\
-    \x20\x03(\x0b2).bulkhead.agent.v1.Resources.UnifiedEntryR\x07unified\x1a\
-    :\n\x0cUnifiedEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\
-    \n\x05value\x18\x02\x20\x01(\tR\x05value:\x028\x01\"\xeb\x03\n\rContaine\
-    rSpec\x12\x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06rootfs\x18\x02\
+    \x11has_scratch_drive\x18\n\x20\x01(\x08R\x0fhasScratchDrive\x12\x19\n\
+    \x08host_ipc\x18\x0b\x20\x01(\x08R\x07hostIpc\x12\x19\n\x08host_uts\x18\
+    \x0c\x20\x01(\x08R\x07hostUts\x1a:\n\x0cSysctlsEntry\x12\x10\n\x03key\
+    \x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05value\x18\x02\x20\x01(\tR\x05va\
+    lue:\x028\x01\"\x1a\n\x18ConfigureSandboxResponse\"\x84\x01\n\tInterface\
+    \x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x10\n\x03mac\x18\x02\
+    \x20\x01(\tR\x03mac\x12\x10\n\x03mtu\x18\x03\x20\x01(\rR\x03mtu\x12\x1c\
+    \n\taddresses\x18\x04\x20\x03(\tR\taddresses\x12!\n\x0cdevice_index\x18\
+    \x05\x20\x01(\rR\x0bdeviceIndex\"\xa1\x01\n\x05Route\x12\x20\n\x0bdestin\
+    ation\x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\x07gateway\x18\x02\
+    \x20\x01(\tR\x07gateway\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\tinterf\
+    ace\x12\x14\n\x05scope\x18\x04\x20\x01(\rR\x05scope\x12\x16\n\x06metric\
+    \x18\x05\x20\x01(\rR\x06metric\x12\x10\n\x03mtu\x18\x06\x20\x01(\rR\x03m\
+    tu\"U\n\tNeighbour\x12\x18\n\x07address\x18\x01\x20\x01(\tR\x07address\
+    \x12\x10\n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x1c\n\tinterface\x18\
+    \x03\x20\x01(\tR\tinterface\"{\n\x0bImageExtent\x12\x19\n\x08image_id\
+    \x18\x01\x20\x01(\tR\x07imageId\x12!\n\x0cstart_sector\x18\x02\x20\x01(\
+    \x04R\x0bstartSector\x12\x18\n\x07sectors\x18\x03\x20\x01(\x04R\x07secto\
+    rs\x12\x14\n\x05files\x18\x04\x20\x03(\tR\x05files\"\x86\x01\n\x06Rootfs\
+    \x126\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtent\
+    H\0R\x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\
+    \x1a\n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\
+    \xca\x02\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdest\
+    ination\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05t\
+    mpfs\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpf\
+    s\x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolum\
+    eH\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\
+    \x12-\n\x12recursive_readonly\x18\x06\x20\x01(\x08R\x11recursiveReadonly\
+    \x12@\n\x0bpropagation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1.Propa\
+    gationR\x0bpropagationB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\x12\n\
+    \x04name\x18\x01\x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\x20\
+    \x01(\x04R\tsizeBytes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\"^\n\
+    \x0bImageVolume\x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent\
+    .v1.ImageExtentR\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\x07s\
+    ubPath\"\xee\x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0R\x03\
+    uid\x88\x01\x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\x88\
+    \x01\x01\x12\x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\n\
+    \x13supplemental_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\n\
+    \x1astrict_supplemental_groups\x18\x05\x20\x01(\x08R\x18strictSupplement\
+    alGroups\x12\x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\x04\
+    _uidB\x06\n\x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
+    \x04name\x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\x04ha\
+    rd\x18\x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\x1a\n\
+    \x08bounding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\x18\
+    \x02\x20\x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\tpe\
+    rmitted\x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\x12\
+    \x18\n\x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\x80\x04\n\x07Process\
+    \x12\x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\
+    \x02\x20\x03(\x0cR\x03env\x12+\n\x11working_directory\x18\x03\x20\x01(\t\
+    R\x10workingDirectory\x12+\n\x04user\x18\x04\x20\x01(\x0b2\x17.bulkhead.\
+    agent.v1.UserR\x04user\x12C\n\x0ccapabilities\x18\x05\x20\x01(\x0b2\x1f.\
+    bulkhead.agent.v1.CapabilitiesR\x0ccapabilities\x123\n\x07rlimits\x18\
+    \x06\x20\x03(\x0b2\x19.bulkhead.agent.v1.RlimitR\x07rlimits\x12*\n\x11no\
+    _new_privileges\x18\x07\x20\x01(\x08R\x0fnoNewPrivileges\x12\x1a\n\x08te\
+    rminal\x18\x08\x20\x01(\x08R\x08terminal\x12\x14\n\x05stdin\x18\t\x20\
+    \x01(\x08R\x05stdin\x12\x12\n\x04rows\x18\n\x20\x01(\rR\x04rows\x12\x18\
+    \n\x07columns\x18\x0b\x20\x01(\rR\x07columns\x12'\n\room_score_adj\x18\
+    \x0c\x20\x01(\x05H\0R\x0boomScoreAdj\x88\x01\x01\x124\n\x07seccomp\x18\r\
+    \x20\x01(\x0b2\x1a.bulkhead.agent.v1.SeccompR\x07seccompB\x10\n\x0e_oom_\
+    score_adj\"\xdf\x01\n\x07Seccomp\x12G\n\x0edefault_action\x18\x01\x20\
+    \x01(\x0b2\x20.bulkhead.agent.v1.SeccompActionR\rdefaultAction\x12L\n\ra\
+    rchitectures\x18\x02\x20\x03(\x0b2&.bulkhead.agent.v1.SeccompArchitectur\
+    eR\rarchitectures\x12\x10\n\x03log\x18\x03\x20\x01(\x08R\x03log\x12+\n\
+    \x11allow_speculation\x18\x04\x20\x01(\x08R\x10allowSpeculation\"\x94\
+    \x01\n\x13SeccompArchitecture\x12/\n\x03abi\x18\x01\x20\x01(\x0e2\x1d.bu\
+    lkhead.agent.v1.SeccompAbiR\x03abi\x124\n\x05rules\x18\x02\x20\x03(\x0b2\
+    \x1e.bulkhead.agent.v1.SeccompRuleR\x05rules\x12\x16\n\x06newest\x18\x03\
+    \x20\x01(\rR\x06newest\"\xa6\x01\n\x0bSeccompRule\x12\x18\n\x07numbers\
+    \x18\x01\x20\x03(\rR\x07numbers\x12C\n\nconditions\x18\x02\x20\x03(\x0b2\
+    #.bulkhead.agent.v1.SeccompConditionR\nconditions\x128\n\x06action\x18\
+    \x03\x20\x01(\x0b2\x20.bulkhead.agent.v1.SeccompActionR\x06action\"\x9e\
+    \x01\n\x10SeccompCondition\x12\x1a\n\x08argument\x18\x01\x20\x01(\rR\x08\
+    argument\x12D\n\ncomparison\x18\x02\x20\x01(\x0e2$.bulkhead.agent.v1.Sec\
+    compComparisonR\ncomparison\x12\x14\n\x05value\x18\x03\x20\x01(\x04R\x05\
+    value\x12\x12\n\x04mask\x18\x04\x20\x01(\x04R\x04mask\"]\n\rSeccompActio\
+    n\x128\n\x04kind\x18\x01\x20\x01(\x0e2$.bulkhead.agent.v1.SeccompActionK\
+    indR\x04kind\x12\x12\n\x04data\x18\x02\x20\x01(\rR\x04data\"\xac\x01\n\
+    \x06Device\x12\x12\n\x04path\x18\x01\x20\x01(\tR\x04path\x12\x12\n\x04ki\
+    nd\x18\x02\x20\x01(\tR\x04kind\x12\x14\n\x05major\x18\x03\x20\x01(\rR\
+    \x05major\x12\x14\n\x05minor\x18\x04\x20\x01(\rR\x05minor\x12\x12\n\x04m\
+    ode\x18\x05\x20\x01(\rR\x04mode\x12\x10\n\x03uid\x18\x06\x20\x01(\rR\x03\
+    uid\x12\x10\n\x03gid\x18\x07\x20\x01(\rR\x03gid\x12\x16\n\x06access\x18\
+    \x08\x20\x01(\tR\x06access\"\xb7\x03\n\tResources\x12\x20\n\x0ccpu_quota\
+    _us\x18\x01\x20\x01(\x03R\ncpuQuotaUs\x12\"\n\rcpu_period_us\x18\x02\x20\
+    \x01(\x04R\x0bcpuPeriodUs\x12\x1d\n\ncpu_shares\x18\x03\x20\x01(\x04R\tc\
+    puShares\x12\x1f\n\x0bcpuset_cpus\x18\x04\x20\x01(\tR\ncpusetCpus\x12\
+    \x1f\n\x0bcpuset_mems\x18\x05\x20\x01(\tR\ncpusetMems\x12,\n\x12memory_l\
+    imit_bytes\x18\x06\x20\x01(\x03R\x10memoryLimitBytes\x125\n\x17memory_sw\
+    ap_limit_bytes\x18\x07\x20\x01(\x03R\x14memorySwapLimitBytes\x12\x1d\n\n\
+    pids_limit\x18\x08\x20\x01(\x03R\tpidsLimit\x12C\n\x07unified\x18\t\x20\
+    \x03(\x0b2).bulkhead.agent.v1.Resources.UnifiedEntryR\x07unified\x1a:\n\
+    \x0cUnifiedEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\
+    \x05value\x18\x02\x20\x01(\tR\x05value:\x028\x01\"\xeb\x03\n\rContainerS\
+    pec\x12\x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06rootfs\x18\x02\
     \x20\x01(\x0b2\x19.bulkhead.agent.v1.RootfsR\x06rootfs\x124\n\x07process\
     \x18\x03\x20\x01(\x0b2\x1a.bulkhead.agent.v1.ProcessR\x07process\x120\n\
     \x06mounts\x18\x04\x20\x03(\x0b2\x18.bulkhead.agent.v1.MountR\x06mounts\
@@ -8230,88 +10956,160 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x18\n\x20\x03(\x0b2\x19.bulkhead.agent.v1.DeviceR\x07devices\x12\x1e\n\
     \nprivileged\x18\x0b\x20\x01(\x08R\nprivileged\"N\n\x16CreateContainerRe\
     quest\x124\n\x04spec\x18\x01\x20\x01(\x0b2\x20.bulkhead.agent.v1.Contain\
-    erSpecR\x04spec\"G\n\x17CreateContainerResponse\x12\x10\n\x03pid\x18\x01\
-    \x20\x01(\rR\x03pid\x12\x1a\n\x08warnings\x18\x02\x20\x03(\tR\x08warning\
-    s\":\n\x15StartContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\
-    \tR\x0bcontainerId\"<\n\x16StartContainerResponse\x12\"\n\rstarted_at_ns\
-    \x18\x01\x20\x01(\x03R\x0bstartedAtNs\";\n\x16RemoveContainerRequest\x12\
-    !\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\"\x19\n\x17Remove\
-    ContainerResponse\"w\n\x16UpdateContainerRequest\x12!\n\x0ccontainer_id\
-    \x18\x01\x20\x01(\tR\x0bcontainerId\x12:\n\tresources\x18\x02\x20\x01(\
-    \x0b2\x1c.bulkhead.agent.v1.ResourcesR\tresources\"\x19\n\x17UpdateConta\
-    inerResponse\"\x86\x01\n\x12ExecProcessRequest\x12!\n\x0ccontainer_id\
-    \x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01\
-    (\tR\x06execId\x124\n\x07process\x18\x03\x20\x01(\x0b2\x1a.bulkhead.agen\
-    t.v1.ProcessR\x07process\"'\n\x13ExecProcessResponse\x12\x10\n\x03pid\
-    \x18\x01\x20\x01(\rR\x03pid\"|\n\x14SignalProcessRequest\x12!\n\x0cconta\
-    iner_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\
-    \x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x03\x20\x01(\rR\x06signal\
-    \x12\x10\n\x03all\x18\x04\x20\x01(\x08R\x03all\"\x17\n\x15SignalProcessR\
-    esponse\"P\n\x12WaitProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
-    \x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06exec\
-    Id\"L\n\x13WaitProcessResponse\x125\n\x06status\x18\x01\x20\x01(\x0b2\
-    \x1d.bulkhead.agent.v1.ExitStatusR\x06status\"R\n\x14RemoveProcessReques\
-    t\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
-    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\"\x17\n\x15RemoveProcessRespon\
-    se\"\x81\x01\n\x15ResizeTerminalRequest\x12!\n\x0ccontainer_id\x18\x01\
+    erSpecR\x04spec\"\x80\x01\n\x17CreateContainerResponse\x12\x10\n\x03pid\
+    \x18\x01\x20\x01(\rR\x03pid\x12\x1a\n\x08warnings\x18\x02\x20\x03(\tR\
+    \x08warnings\x127\n\x08identity\x18\x03\x20\x01(\x0b2\x1b.bulkhead.agent\
+    .v1.IdentityR\x08identity\"F\n\x08Identity\x12\x10\n\x03uid\x18\x01\x20\
+    \x01(\rR\x03uid\x12\x10\n\x03gid\x18\x02\x20\x01(\rR\x03gid\x12\x16\n\
+    \x06groups\x18\x03\x20\x03(\rR\x06groups\":\n\x15StartContainerRequest\
+    \x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\"<\n\x16Start\
+    ContainerResponse\x12\"\n\rstarted_at_ns\x18\x01\x20\x01(\x03R\x0bstarte\
+    dAtNs\";\n\x16RemoveContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
+    \x01(\tR\x0bcontainerId\"\x19\n\x17RemoveContainerResponse\"w\n\x16Updat\
+    eContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontaine\
+    rId\x12:\n\tresources\x18\x02\x20\x01(\x0b2\x1c.bulkhead.agent.v1.Resour\
+    cesR\tresources\"\x19\n\x17UpdateContainerResponse\"(\n\x0eSetCpusReques\
+    t\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\")\n\x0fSetCpusRespo\
+    nse\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\"\x86\x01\n\x12Exe\
+    cProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerI\
+    d\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x124\n\x07process\
+    \x18\x03\x20\x01(\x0b2\x1a.bulkhead.agent.v1.ProcessR\x07process\"'\n\
+    \x13ExecProcessResponse\x12\x10\n\x03pid\x18\x01\x20\x01(\rR\x03pid\"|\n\
+    \x14SignalProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bc\
+    ontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x16\n\
+    \x06signal\x18\x03\x20\x01(\rR\x06signal\x12\x10\n\x03all\x18\x04\x20\
+    \x01(\x08R\x03all\"\x17\n\x15SignalProcessResponse\"P\n\x12WaitProcessRe\
+    quest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\
+    \n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"L\n\x13WaitProcessResponse\
+    \x125\n\x06status\x18\x01\x20\x01(\x0b2\x1d.bulkhead.agent.v1.ExitStatus\
+    R\x06status\"R\n\x14RemoveProcessRequest\x12!\n\x0ccontainer_id\x18\x01\
     \x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06\
-    execId\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04rows\x12\x18\n\x07column\
-    s\x18\x04\x20\x01(\rR\x07columns\"\x18\n\x16ResizeTerminalResponse\"e\n\
-    \nExitStatus\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x1d\n\n\
-    oom_killed\x18\x02\x20\x01(\x08R\toomKilled\x12$\n\x0efinished_at_ns\x18\
-    \x03\x20\x01(\x03R\x0cfinishedAtNs\"3\n\x0cStatsRequest\x12#\n\rcontaine\
-    r_ids\x18\x01\x20\x03(\tR\x0ccontainerIds\"\xc7\x01\n\rStatsResponse\x12\
-    A\n\ncontainers\x18\x01\x20\x03(\x0b2!.bulkhead.agent.v1.ContainerStatsR\
-    \ncontainers\x12A\n\ninterfaces\x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1\
-    .InterfaceStatsR\ninterfaces\x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bul\
-    khead.agent.v1.CgroupStatsR\x03pod\"\xc5\x01\n\x0eContainerStats\x12!\n\
-    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\
-    \x02\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\x06cgroup\x12*\n\
-    \x11rootfs_used_bytes\x18\x03\x20\x01(\x04R\x0frootfsUsedBytes\x12,\n\
-    \x12rootfs_used_inodes\x18\x04\x20\x01(\x04R\x10rootfsUsedInodes\"\xc5\
-    \x03\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\x20\x01(\x03R\x0bti\
-    mestampNs\x12\x20\n\x0ccpu_usage_ns\x18\x02\x20\x01(\x04R\ncpuUsageNs\
-    \x12,\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04R\x10memoryUsageBytes\
-    \x127\n\x18memory_working_set_bytes\x18\x04\x20\x01(\x04R\x15memoryWorki\
-    ngSetBytes\x12(\n\x10memory_rss_bytes\x18\x05\x20\x01(\x04R\x0ememoryRss\
-    Bytes\x12,\n\x12memory_page_faults\x18\x06\x20\x01(\x04R\x10memoryPageFa\
-    ults\x127\n\x18memory_major_page_faults\x18\x07\x20\x01(\x04R\x15memoryM\
-    ajorPageFaults\x12,\n\x12memory_limit_bytes\x18\x08\x20\x01(\x04R\x10mem\
-    oryLimitBytes\x12(\n\x10swap_usage_bytes\x18\t\x20\x01(\x04R\x0eswapUsag\
-    eBytes\x12!\n\x0cpids_current\x18\n\x20\x01(\x04R\x0bpidsCurrent\"\x94\
-    \x01\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\
-    \x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1b\n\trx_er\
-    rors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08tx_bytes\x18\x04\x20\
-    \x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\x20\x01(\x04R\x08txEr\
-    rors\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse\"x\n\nStdioH\
-    ello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
-    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x18\n\x07primary\x18\x03\
-    \x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\x18\x04\x20\x01(\x08R\x05st\
-    din*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\0\x12\x15\n\
-    \x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARED\x10\x02*[\
-    \n\x07PidMode\x12\x16\n\x12PID_MODE_CONTAINER\x10\0\x12\x10\n\x0cPID_MOD\
-    E_POD\x10\x01\x12\x11\n\rPID_MODE_NODE\x10\x02\x12\x13\n\x0fPID_MODE_TAR\
-    GET\x10\x032\xee\t\n\x05Agent\x12G\n\x04Info\x12\x1e.bulkhead.agent.v1.I\
-    nfoRequest\x1a\x1f.bulkhead.agent.v1.InfoResponse\x12k\n\x10ConfigureSan\
-    dbox\x12*.bulkhead.agent.v1.ConfigureSandboxRequest\x1a+.bulkhead.agent.\
-    v1.ConfigureSandboxResponse\x12h\n\x0fCreateContainer\x12).bulkhead.agen\
-    t.v1.CreateContainerRequest\x1a*.bulkhead.agent.v1.CreateContainerRespon\
-    se\x12e\n\x0eStartContainer\x12(.bulkhead.agent.v1.StartContainerRequest\
-    \x1a).bulkhead.agent.v1.StartContainerResponse\x12h\n\x0fRemoveContainer\
-    \x12).bulkhead.agent.v1.RemoveContainerRequest\x1a*.bulkhead.agent.v1.Re\
-    moveContainerResponse\x12h\n\x0fUpdateContainer\x12).bulkhead.agent.v1.U\
-    pdateContainerRequest\x1a*.bulkhead.agent.v1.UpdateContainerResponse\x12\
-    \\\n\x0bExecProcess\x12%.bulkhead.agent.v1.ExecProcessRequest\x1a&.bulkh\
-    ead.agent.v1.ExecProcessResponse\x12b\n\rSignalProcess\x12'.bulkhead.age\
-    nt.v1.SignalProcessRequest\x1a(.bulkhead.agent.v1.SignalProcessResponse\
-    \x12\\\n\x0bWaitProcess\x12%.bulkhead.agent.v1.WaitProcessRequest\x1a&.b\
-    ulkhead.agent.v1.WaitProcessResponse\x12b\n\rRemoveProcess\x12'.bulkhead\
-    .agent.v1.RemoveProcessRequest\x1a(.bulkhead.agent.v1.RemoveProcessRespo\
-    nse\x12e\n\x0eResizeTerminal\x12(.bulkhead.agent.v1.ResizeTerminalReques\
-    t\x1a).bulkhead.agent.v1.ResizeTerminalResponse\x12J\n\x05Stats\x12\x1f.\
-    bulkhead.agent.v1.StatsRequest\x1a\x20.bulkhead.agent.v1.StatsResponse\
-    \x12S\n\x08Shutdown\x12\".bulkhead.agent.v1.ShutdownRequest\x1a#.bulkhea\
-    d.agent.v1.ShutdownResponseb\x06proto3\
+    execId\"\x17\n\x15RemoveProcessResponse\"\x81\x01\n\x15ResizeTerminalReq\
+    uest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
+    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x03\x20\
+    \x01(\rR\x04rows\x12\x18\n\x07columns\x18\x04\x20\x01(\rR\x07columns\"\
+    \x18\n\x16ResizeTerminalResponse\"e\n\nExitStatus\x12\x12\n\x04code\x18\
+    \x01\x20\x01(\x05R\x04code\x12\x1d\n\noom_killed\x18\x02\x20\x01(\x08R\t\
+    oomKilled\x12$\n\x0efinished_at_ns\x18\x03\x20\x01(\x03R\x0cfinishedAtNs\
+    \"3\n\x0cStatsRequest\x12#\n\rcontainer_ids\x18\x01\x20\x03(\tR\x0cconta\
+    inerIds\"\xc7\x01\n\rStatsResponse\x12A\n\ncontainers\x18\x01\x20\x03(\
+    \x0b2!.bulkhead.agent.v1.ContainerStatsR\ncontainers\x12A\n\ninterfaces\
+    \x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1.InterfaceStatsR\ninterfaces\
+    \x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\
+    \x03pod\"\x95\x03\n\x0eContainerStats\x12!\n\x0ccontainer_id\x18\x01\x20\
+    \x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\x02\x20\x01(\x0b2\x1e.bulkh\
+    ead.agent.v1.CgroupStatsR\x06cgroup\x12/\n\x11rootfs_used_bytes\x18\x03\
+    \x20\x01(\x04H\0R\x0frootfsUsedBytes\x88\x01\x01\x121\n\x12rootfs_used_i\
+    nodes\x18\x04\x20\x01(\x04H\x01R\x10rootfsUsedInodes\x88\x01\x01\x12!\n\
+    \tprocesses\x18\x05\x20\x01(\x04H\x02R\tprocesses\x88\x01\x01\x12/\n\x14\
+    rootfs_counted_at_ns\x18\x06\x20\x01(\x03R\x11rootfsCountedAtNs\x125\n\
+    \x06layers\x18\x07\x20\x01(\x0b2\x1d.bulkhead.agent.v1.FileSystemR\x06la\
+    yersB\x14\n\x12_rootfs_used_bytesB\x15\n\x13_rootfs_used_inodesB\x0c\n\n\
+    _processes\"\x9a\x01\n\nFileSystem\x12\x1f\n\x0btotal_bytes\x18\x01\x20\
+    \x01(\x04R\ntotalBytes\x12'\n\x0favailable_bytes\x18\x02\x20\x01(\x04R\
+    \x0eavailableBytes\x12!\n\x0ctotal_inodes\x18\x03\x20\x01(\x04R\x0btotal\
+    Inodes\x12\x1f\n\x0bfree_inodes\x18\x04\x20\x01(\x04R\nfreeInodes\"\x92\
+    \x0e\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\x20\x01(\x03R\x0bti\
+    mestampNs\x12%\n\x0ccpu_usage_ns\x18\x02\x20\x01(\x04H\0R\ncpuUsageNs\
+    \x88\x01\x01\x121\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04H\x01R\x10\
+    memoryUsageBytes\x88\x01\x01\x12<\n\x18memory_working_set_bytes\x18\x04\
+    \x20\x01(\x04H\x02R\x15memoryWorkingSetBytes\x88\x01\x01\x12-\n\x10memor\
+    y_rss_bytes\x18\x05\x20\x01(\x04H\x03R\x0ememoryRssBytes\x88\x01\x01\x12\
+    1\n\x12memory_page_faults\x18\x06\x20\x01(\x04H\x04R\x10memoryPageFaults\
+    \x88\x01\x01\x12<\n\x18memory_major_page_faults\x18\x07\x20\x01(\x04H\
+    \x05R\x15memoryMajorPageFaults\x88\x01\x01\x121\n\x12memory_limit_bytes\
+    \x18\x08\x20\x01(\x04H\x06R\x10memoryLimitBytes\x88\x01\x01\x12-\n\x10sw\
+    ap_usage_bytes\x18\t\x20\x01(\x04H\x07R\x0eswapUsageBytes\x88\x01\x01\
+    \x12&\n\x0cpids_current\x18\n\x20\x01(\x04H\x08R\x0bpidsCurrent\x88\x01\
+    \x01\x12#\n\x0bcpu_user_ns\x18\x0b\x20\x01(\x04H\tR\tcpuUserNs\x88\x01\
+    \x01\x12'\n\rcpu_system_ns\x18\x0c\x20\x01(\x04H\nR\x0bcpuSystemNs\x88\
+    \x01\x01\x12$\n\x0bcpu_periods\x18\r\x20\x01(\x04H\x0bR\ncpuPeriods\x88\
+    \x01\x01\x127\n\x15cpu_throttled_periods\x18\x0e\x20\x01(\x04H\x0cR\x13c\
+    puThrottledPeriods\x88\x01\x01\x12-\n\x10cpu_throttled_ns\x18\x0f\x20\
+    \x01(\x04H\rR\x0ecpuThrottledNs\x88\x01\x01\x121\n\x12memory_cache_bytes\
+    \x18\x10\x20\x01(\x04H\x0eR\x10memoryCacheBytes\x88\x01\x01\x123\n\x13me\
+    mory_kernel_bytes\x18\x11\x20\x01(\x04H\x0fR\x11memoryKernelBytes\x88\
+    \x01\x01\x12<\n\x18memory_mapped_file_bytes\x18\x12\x20\x01(\x04H\x10R\
+    \x15memoryMappedFileBytes\x88\x01\x01\x12/\n\x11memory_peak_bytes\x18\
+    \x13\x20\x01(\x04H\x11R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n\x11memory_\
+    limit_hits\x18\x14\x20\x01(\x04H\x12R\x0fmemoryLimitHits\x88\x01\x01\x12\
+    \x20\n\toom_kills\x18\x15\x20\x01(\x04H\x13R\x08oomKills\x88\x01\x01\x12\
+    -\n\x10swap_limit_bytes\x18\x16\x20\x01(\x04H\x14R\x0eswapLimitBytes\x88\
+    \x01\x01\x12\"\n\npids_limit\x18\x17\x20\x01(\x04H\x15R\tpidsLimit\x88\
+    \x01\x01\x12>\n\x0ccpu_pressure\x18\x18\x20\x01(\x0b2\x1b.bulkhead.agent\
+    .v1.PressureR\x0bcpuPressure\x12D\n\x0fmemory_pressure\x18\x19\x20\x01(\
+    \x0b2\x1b.bulkhead.agent.v1.PressureR\x0ememoryPressure\x12<\n\x0bio_pre\
+    ssure\x18\x1a\x20\x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\nioPressure\
+    \x12+\n\x02io\x18\x1b\x20\x03(\x0b2\x1b.bulkhead.agent.v1.DeviceIoR\x02i\
+    oB\x0f\n\r_cpu_usage_nsB\x15\n\x13_memory_usage_bytesB\x1b\n\x19_memory_\
+    working_set_bytesB\x13\n\x11_memory_rss_bytesB\x15\n\x13_memory_page_fau\
+    ltsB\x1b\n\x19_memory_major_page_faultsB\x15\n\x13_memory_limit_bytesB\
+    \x13\n\x11_swap_usage_bytesB\x0f\n\r_pids_currentB\x0e\n\x0c_cpu_user_ns\
+    B\x10\n\x0e_cpu_system_nsB\x0e\n\x0c_cpu_periodsB\x18\n\x16_cpu_throttle\
+    d_periodsB\x13\n\x11_cpu_throttled_nsB\x15\n\x13_memory_cache_bytesB\x16\
+    \n\x14_memory_kernel_bytesB\x1b\n\x19_memory_mapped_file_bytesB\x14\n\
+    \x12_memory_peak_bytesB\x14\n\x12_memory_limit_hitsB\x0c\n\n_oom_killsB\
+    \x13\n\x11_swap_limit_bytesB\r\n\x0b_pids_limit\"t\n\x08Pressure\x123\n\
+    \x04some\x18\x01\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLineR\x04so\
+    me\x123\n\x04full\x18\x02\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLi\
+    neR\x04full\"m\n\x0cPressureLine\x12\x14\n\x05avg10\x18\x01\x20\x01(\x01\
+    R\x05avg10\x12\x14\n\x05avg60\x18\x02\x20\x01(\x01R\x05avg60\x12\x16\n\
+    \x06avg300\x18\x03\x20\x01(\x01R\x06avg300\x12\x19\n\x08total_us\x18\x04\
+    \x20\x01(\x04R\x07totalUs\"\xa8\x01\n\x08DeviceIo\x12\x14\n\x05major\x18\
+    \x01\x20\x01(\rR\x05major\x12\x14\n\x05minor\x18\x02\x20\x01(\rR\x05mino\
+    r\x12\x1d\n\nread_bytes\x18\x03\x20\x01(\x04R\treadBytes\x12#\n\rwritten\
+    _bytes\x18\x04\x20\x01(\x04R\x0cwrittenBytes\x12\x14\n\x05reads\x18\x05\
+    \x20\x01(\x04R\x05reads\x12\x16\n\x06writes\x18\x06\x20\x01(\x04R\x06wri\
+    tes\"\x90\x02\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
+    \x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1b\
+    \n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08tx_bytes\
+    \x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\x20\x01(\
+    \x04R\x08txErrors\x12\x1d\n\nrx_packets\x18\x06\x20\x01(\x04R\trxPackets\
+    \x12\x1d\n\nrx_dropped\x18\x07\x20\x01(\x04R\trxDropped\x12\x1d\n\ntx_pa\
+    ckets\x18\x08\x20\x01(\x04R\ttxPackets\x12\x1d\n\ntx_dropped\x18\t\x20\
+    \x01(\x04R\ttxDropped\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResp\
+    onse\"\x8c\x01\n\nStdioHello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
+    \x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\
+    \x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\
+    \x18\x04\x20\x01(\x08R\x05stdin\x12\x12\n\x04port\x18\x05\x20\x01(\rR\
+    \x04port*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\0\x12\
+    \x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARED\x10\
+    \x02*O\n\nSeccompAbi\x12\x16\n\x12SECCOMP_ABI_X86_64\x10\0\x12\x13\n\x0f\
+    SECCOMP_ABI_X32\x10\x01\x12\x14\n\x10SECCOMP_ABI_I386\x10\x02*\x84\x02\n\
+    \x11SeccompComparison\x12\x1c\n\x18SECCOMP_COMPARISON_EQUAL\x10\0\x12\
+    \x20\n\x1cSECCOMP_COMPARISON_NOT_EQUAL\x10\x01\x12\x1b\n\x17SECCOMP_COMP\
+    ARISON_LESS\x10\x02\x12$\n\x20SECCOMP_COMPARISON_LESS_OR_EQUAL\x10\x03\
+    \x12\x1e\n\x1aSECCOMP_COMPARISON_GREATER\x10\x04\x12'\n#SECCOMP_COMPARIS\
+    ON_GREATER_OR_EQUAL\x10\x05\x12#\n\x1fSECCOMP_COMPARISON_MASKED_EQUAL\
+    \x10\x06*\xd3\x01\n\x11SeccompActionKind\x12\x1f\n\x1bSECCOMP_ACTION_KIL\
+    L_PROCESS\x10\0\x12\x1e\n\x1aSECCOMP_ACTION_KILL_THREAD\x10\x01\x12\x17\
+    \n\x13SECCOMP_ACTION_TRAP\x10\x02\x12\x18\n\x14SECCOMP_ACTION_ERRNO\x10\
+    \x03\x12\x18\n\x14SECCOMP_ACTION_TRACE\x10\x04\x12\x16\n\x12SECCOMP_ACTI\
+    ON_LOG\x10\x05\x12\x18\n\x14SECCOMP_ACTION_ALLOW\x10\x06*[\n\x07PidMode\
+    \x12\x16\n\x12PID_MODE_CONTAINER\x10\0\x12\x10\n\x0cPID_MODE_POD\x10\x01\
+    \x12\x11\n\rPID_MODE_NODE\x10\x02\x12\x13\n\x0fPID_MODE_TARGET\x10\x032\
+    \xc0\n\n\x05Agent\x12G\n\x04Info\x12\x1e.bulkhead.agent.v1.InfoRequest\
+    \x1a\x1f.bulkhead.agent.v1.InfoResponse\x12k\n\x10ConfigureSandbox\x12*.\
+    bulkhead.agent.v1.ConfigureSandboxRequest\x1a+.bulkhead.agent.v1.Configu\
+    reSandboxResponse\x12h\n\x0fCreateContainer\x12).bulkhead.agent.v1.Creat\
+    eContainerRequest\x1a*.bulkhead.agent.v1.CreateContainerResponse\x12e\n\
+    \x0eStartContainer\x12(.bulkhead.agent.v1.StartContainerRequest\x1a).bul\
+    khead.agent.v1.StartContainerResponse\x12h\n\x0fRemoveContainer\x12).bul\
+    khead.agent.v1.RemoveContainerRequest\x1a*.bulkhead.agent.v1.RemoveConta\
+    inerResponse\x12h\n\x0fUpdateContainer\x12).bulkhead.agent.v1.UpdateCont\
+    ainerRequest\x1a*.bulkhead.agent.v1.UpdateContainerResponse\x12P\n\x07Se\
+    tCpus\x12!.bulkhead.agent.v1.SetCpusRequest\x1a\".bulkhead.agent.v1.SetC\
+    pusResponse\x12\\\n\x0bExecProcess\x12%.bulkhead.agent.v1.ExecProcessReq\
+    uest\x1a&.bulkhead.agent.v1.ExecProcessResponse\x12b\n\rSignalProcess\
+    \x12'.bulkhead.agent.v1.SignalProcessRequest\x1a(.bulkhead.agent.v1.Sign\
+    alProcessResponse\x12\\\n\x0bWaitProcess\x12%.bulkhead.agent.v1.WaitProc\
+    essRequest\x1a&.bulkhead.agent.v1.WaitProcessResponse\x12b\n\rRemoveProc\
+    ess\x12'.bulkhead.agent.v1.RemoveProcessRequest\x1a(.bulkhead.agent.v1.R\
+    emoveProcessResponse\x12e\n\x0eResizeTerminal\x12(.bulkhead.agent.v1.Res\
+    izeTerminalRequest\x1a).bulkhead.agent.v1.ResizeTerminalResponse\x12J\n\
+    \x05Stats\x12\x1f.bulkhead.agent.v1.StatsRequest\x1a\x20.bulkhead.agent.\
+    v1.StatsResponse\x12S\n\x08Shutdown\x12\".bulkhead.agent.v1.ShutdownRequ\
+    est\x1a#.bulkhead.agent.v1.ShutdownResponseb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
@@ -8329,7 +11127,7 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
     file_descriptor.get(|| {
         let generated_file_descriptor = generated_file_descriptor_lazy.get(|| {
             let mut deps = ::std::vec::Vec::with_capacity(0);
-            let mut messages = ::std::vec::Vec::with_capacity(46);
+            let mut messages = ::std::vec::Vec::with_capacity(58);
             messages.push(InfoRequest::generated_message_descriptor_data());
             messages.push(InfoResponse::generated_message_descriptor_data());
             messages.push(ConfigureSandboxRequest::generated_message_descriptor_data());
@@ -8346,17 +11144,25 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
             messages.push(Rlimit::generated_message_descriptor_data());
             messages.push(Capabilities::generated_message_descriptor_data());
             messages.push(Process::generated_message_descriptor_data());
+            messages.push(Seccomp::generated_message_descriptor_data());
+            messages.push(SeccompArchitecture::generated_message_descriptor_data());
+            messages.push(SeccompRule::generated_message_descriptor_data());
+            messages.push(SeccompCondition::generated_message_descriptor_data());
+            messages.push(SeccompAction::generated_message_descriptor_data());
             messages.push(Device::generated_message_descriptor_data());
             messages.push(Resources::generated_message_descriptor_data());
             messages.push(ContainerSpec::generated_message_descriptor_data());
             messages.push(CreateContainerRequest::generated_message_descriptor_data());
             messages.push(CreateContainerResponse::generated_message_descriptor_data());
+            messages.push(Identity::generated_message_descriptor_data());
             messages.push(StartContainerRequest::generated_message_descriptor_data());
             messages.push(StartContainerResponse::generated_message_descriptor_data());
             messages.push(RemoveContainerRequest::generated_message_descriptor_data());
             messages.push(RemoveContainerResponse::generated_message_descriptor_data());
             messages.push(UpdateContainerRequest::generated_message_descriptor_data());
             messages.push(UpdateContainerResponse::generated_message_descriptor_data());
+            messages.push(SetCpusRequest::generated_message_descriptor_data());
+            messages.push(SetCpusResponse::generated_message_descriptor_data());
             messages.push(ExecProcessRequest::generated_message_descriptor_data());
             messages.push(ExecProcessResponse::generated_message_descriptor_data());
             messages.push(SignalProcessRequest::generated_message_descriptor_data());
@@ -8371,13 +11177,20 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
             messages.push(StatsRequest::generated_message_descriptor_data());
             messages.push(StatsResponse::generated_message_descriptor_data());
             messages.push(ContainerStats::generated_message_descriptor_data());
+            messages.push(FileSystem::generated_message_descriptor_data());
             messages.push(CgroupStats::generated_message_descriptor_data());
+            messages.push(Pressure::generated_message_descriptor_data());
+            messages.push(PressureLine::generated_message_descriptor_data());
+            messages.push(DeviceIo::generated_message_descriptor_data());
             messages.push(InterfaceStats::generated_message_descriptor_data());
             messages.push(ShutdownRequest::generated_message_descriptor_data());
             messages.push(ShutdownResponse::generated_message_descriptor_data());
             messages.push(StdioHello::generated_message_descriptor_data());
-            let mut enums = ::std::vec::Vec::with_capacity(2);
+            let mut enums = ::std::vec::Vec::with_capacity(5);
             enums.push(Propagation::generated_enum_descriptor_data());
+            enums.push(SeccompAbi::generated_enum_descriptor_data());
+            enums.push(SeccompComparison::generated_enum_descriptor_data());
+            enums.push(SeccompActionKind::generated_enum_descriptor_data());
             enums.push(PidMode::generated_enum_descriptor_data());
             ::protobuf::reflect::GeneratedFileDescriptor::new_generated(
                 file_descriptor_proto(),

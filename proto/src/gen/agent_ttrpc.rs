@@ -61,6 +61,11 @@ impl AgentClient {
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.agent.v1.Agent", "UpdateContainer", cres);
     }
 
+    pub async fn set_cpus(&self, ctx: ttrpc::context::Context, req: &super::agent::SetCpusRequest) -> ::ttrpc::Result<super::agent::SetCpusResponse> {
+        let mut cres = super::agent::SetCpusResponse::new();
+        ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.agent.v1.Agent", "SetCpus", cres);
+    }
+
     pub async fn exec_process(&self, ctx: ttrpc::context::Context, req: &super::agent::ExecProcessRequest) -> ::ttrpc::Result<super::agent::ExecProcessResponse> {
         let mut cres = super::agent::ExecProcessResponse::new();
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.agent.v1.Agent", "ExecProcess", cres);
@@ -163,6 +168,17 @@ impl ::ttrpc::r#async::MethodHandler for UpdateContainerMethod {
     }
 }
 
+struct SetCpusMethod {
+    service: Arc<dyn Agent + Send + Sync>,
+}
+
+#[async_trait]
+impl ::ttrpc::r#async::MethodHandler for SetCpusMethod {
+    async fn handler(&self, ctx: ::ttrpc::r#async::TtrpcContext, req: ::ttrpc::Request) -> ::ttrpc::Result<::ttrpc::Response> {
+        ::ttrpc::async_request_handler!(self, ctx, req, agent, SetCpusRequest, set_cpus);
+    }
+}
+
 struct ExecProcessMethod {
     service: Arc<dyn Agent + Send + Sync>,
 }
@@ -260,6 +276,9 @@ pub trait Agent: Sync {
     async fn update_container(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::agent::UpdateContainerRequest) -> ::ttrpc::Result<super::agent::UpdateContainerResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.agent.v1.Agent/UpdateContainer is not supported".to_string())))
     }
+    async fn set_cpus(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::agent::SetCpusRequest) -> ::ttrpc::Result<super::agent::SetCpusResponse> {
+        Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.agent.v1.Agent/SetCpus is not supported".to_string())))
+    }
     async fn exec_process(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::agent::ExecProcessRequest) -> ::ttrpc::Result<super::agent::ExecProcessResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.agent.v1.Agent/ExecProcess is not supported".to_string())))
     }
@@ -305,6 +324,9 @@ pub fn create_agent(service: Arc<dyn Agent + Send + Sync>) -> HashMap<String, ::
 
     methods.insert("UpdateContainer".to_string(),
                     Box::new(UpdateContainerMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
+
+    methods.insert("SetCpus".to_string(),
+                    Box::new(SetCpusMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
 
     methods.insert("ExecProcess".to_string(),
                     Box::new(ExecProcessMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);

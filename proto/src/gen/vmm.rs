@@ -3194,38 +3194,38 @@ impl ::protobuf::reflect::ProtobufValue for RemoveVolumeResponse {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
-// @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsRequest)
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.PauseRequest)
 #[derive(PartialEq,Clone,Default,Debug)]
-pub struct StatisticsRequest {
+pub struct PauseRequest {
     // special fields
-    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsRequest.special_fields)
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.PauseRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
 }
 
-impl<'a> ::std::default::Default for &'a StatisticsRequest {
-    fn default() -> &'a StatisticsRequest {
-        <StatisticsRequest as ::protobuf::Message>::default_instance()
+impl<'a> ::std::default::Default for &'a PauseRequest {
+    fn default() -> &'a PauseRequest {
+        <PauseRequest as ::protobuf::Message>::default_instance()
     }
 }
 
-impl StatisticsRequest {
-    pub fn new() -> StatisticsRequest {
+impl PauseRequest {
+    pub fn new() -> PauseRequest {
         ::std::default::Default::default()
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
         let mut fields = ::std::vec::Vec::with_capacity(0);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
-        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsRequest>(
-            "StatisticsRequest",
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<PauseRequest>(
+            "PauseRequest",
             fields,
             oneofs,
         )
     }
 }
 
-impl ::protobuf::Message for StatisticsRequest {
-    const NAME: &'static str = "StatisticsRequest";
+impl ::protobuf::Message for PauseRequest {
+    const NAME: &'static str = "PauseRequest";
 
     fn is_initialized(&self) -> bool {
         true
@@ -3264,16 +3264,447 @@ impl ::protobuf::Message for StatisticsRequest {
         &mut self.special_fields
     }
 
-    fn new() -> StatisticsRequest {
-        StatisticsRequest::new()
+    fn new() -> PauseRequest {
+        PauseRequest::new()
     }
 
     fn clear(&mut self) {
         self.special_fields.clear();
     }
 
+    fn default_instance() -> &'static PauseRequest {
+        static instance: PauseRequest = PauseRequest {
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for PauseRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("PauseRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for PauseRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for PauseRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.PauseResponse)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct PauseResponse {
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.PauseResponse.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a PauseResponse {
+    fn default() -> &'a PauseResponse {
+        <PauseResponse as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl PauseResponse {
+    pub fn new() -> PauseResponse {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(0);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<PauseResponse>(
+            "PauseResponse",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for PauseResponse {
+    const NAME: &'static str = "PauseResponse";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> PauseResponse {
+        PauseResponse::new()
+    }
+
+    fn clear(&mut self) {
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static PauseResponse {
+        static instance: PauseResponse = PauseResponse {
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for PauseResponse {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("PauseResponse").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for PauseResponse {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for PauseResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.ResumeRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct ResumeRequest {
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.ResumeRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a ResumeRequest {
+    fn default() -> &'a ResumeRequest {
+        <ResumeRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl ResumeRequest {
+    pub fn new() -> ResumeRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(0);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ResumeRequest>(
+            "ResumeRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for ResumeRequest {
+    const NAME: &'static str = "ResumeRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> ResumeRequest {
+        ResumeRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static ResumeRequest {
+        static instance: ResumeRequest = ResumeRequest {
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for ResumeRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("ResumeRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for ResumeRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for ResumeRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.ResumeResponse)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct ResumeResponse {
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.ResumeResponse.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a ResumeResponse {
+    fn default() -> &'a ResumeResponse {
+        <ResumeResponse as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl ResumeResponse {
+    pub fn new() -> ResumeResponse {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(0);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ResumeResponse>(
+            "ResumeResponse",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for ResumeResponse {
+    const NAME: &'static str = "ResumeResponse";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> ResumeResponse {
+        ResumeResponse::new()
+    }
+
+    fn clear(&mut self) {
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static ResumeResponse {
+        static instance: ResumeResponse = ResumeResponse {
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for ResumeResponse {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("ResumeResponse").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for ResumeResponse {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for ResumeResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct StatisticsRequest {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsRequest.processors)
+    pub processors: bool,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a StatisticsRequest {
+    fn default() -> &'a StatisticsRequest {
+        <StatisticsRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl StatisticsRequest {
+    pub fn new() -> StatisticsRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "processors",
+            |m: &StatisticsRequest| { &m.processors },
+            |m: &mut StatisticsRequest| { &mut m.processors },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsRequest>(
+            "StatisticsRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for StatisticsRequest {
+    const NAME: &'static str = "StatisticsRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.processors = is.read_bool()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.processors != false {
+            my_size += 1 + 1;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.processors != false {
+            os.write_bool(1, self.processors)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> StatisticsRequest {
+        StatisticsRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.processors = false;
+        self.special_fields.clear();
+    }
+
     fn default_instance() -> &'static StatisticsRequest {
         static instance: StatisticsRequest = StatisticsRequest {
+            processors: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3297,6 +3728,231 @@ impl ::protobuf::reflect::ProtobufValue for StatisticsRequest {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.ResizeRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct ResizeRequest {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.ResizeRequest.memory_mib)
+    pub memory_mib: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.ResizeRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a ResizeRequest {
+    fn default() -> &'a ResizeRequest {
+        <ResizeRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl ResizeRequest {
+    pub fn new() -> ResizeRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "memory_mib",
+            |m: &ResizeRequest| { &m.memory_mib },
+            |m: &mut ResizeRequest| { &mut m.memory_mib },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ResizeRequest>(
+            "ResizeRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for ResizeRequest {
+    const NAME: &'static str = "ResizeRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.memory_mib = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.memory_mib != 0 {
+            my_size += ::protobuf::rt::uint64_size(1, self.memory_mib);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.memory_mib != 0 {
+            os.write_uint64(1, self.memory_mib)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> ResizeRequest {
+        ResizeRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.memory_mib = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static ResizeRequest {
+        static instance: ResizeRequest = ResizeRequest {
+            memory_mib: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for ResizeRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("ResizeRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for ResizeRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for ResizeRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.ResizeResponse)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct ResizeResponse {
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.ResizeResponse.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a ResizeResponse {
+    fn default() -> &'a ResizeResponse {
+        <ResizeResponse as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl ResizeResponse {
+    pub fn new() -> ResizeResponse {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(0);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ResizeResponse>(
+            "ResizeResponse",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for ResizeResponse {
+    const NAME: &'static str = "ResizeResponse";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> ResizeResponse {
+        ResizeResponse::new()
+    }
+
+    fn clear(&mut self) {
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static ResizeResponse {
+        static instance: ResizeResponse = ResizeResponse {
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for ResizeResponse {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("ResizeResponse").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for ResizeResponse {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for ResizeResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
 // @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsResponse)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct StatisticsResponse {
@@ -3313,6 +3969,10 @@ pub struct StatisticsResponse {
     pub vsock_rx_bytes: u64,
     // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.vsock_tx_bytes)
     pub vsock_tx_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.paused)
+    pub paused: bool,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.processors)
+    pub processors: ::std::vec::Vec<Processor>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -3330,7 +3990,7 @@ impl StatisticsResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(6);
+        let mut fields = ::std::vec::Vec::with_capacity(8);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "vmm_memory_bytes",
@@ -3361,6 +4021,16 @@ impl StatisticsResponse {
             "vsock_tx_bytes",
             |m: &StatisticsResponse| { &m.vsock_tx_bytes },
             |m: &mut StatisticsResponse| { &mut m.vsock_tx_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "paused",
+            |m: &StatisticsResponse| { &m.paused },
+            |m: &mut StatisticsResponse| { &mut m.paused },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "processors",
+            |m: &StatisticsResponse| { &m.processors },
+            |m: &mut StatisticsResponse| { &mut m.processors },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsResponse>(
             "StatisticsResponse",
@@ -3398,6 +4068,12 @@ impl ::protobuf::Message for StatisticsResponse {
                 48 => {
                     self.vsock_tx_bytes = is.read_uint64()?;
                 },
+                56 => {
+                    self.paused = is.read_bool()?;
+                },
+                66 => {
+                    self.processors.push(is.read_message()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -3428,6 +4104,13 @@ impl ::protobuf::Message for StatisticsResponse {
         if self.vsock_tx_bytes != 0 {
             my_size += ::protobuf::rt::uint64_size(6, self.vsock_tx_bytes);
         }
+        if self.paused != false {
+            my_size += 1 + 1;
+        }
+        for value in &self.processors {
+            let len = value.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -3452,6 +4135,12 @@ impl ::protobuf::Message for StatisticsResponse {
         if self.vsock_tx_bytes != 0 {
             os.write_uint64(6, self.vsock_tx_bytes)?;
         }
+        if self.paused != false {
+            os.write_bool(7, self.paused)?;
+        }
+        for v in &self.processors {
+            ::protobuf::rt::write_message_field_with_cached_size(8, v, os)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -3475,6 +4164,8 @@ impl ::protobuf::Message for StatisticsResponse {
         self.block_written_bytes = 0;
         self.vsock_rx_bytes = 0;
         self.vsock_tx_bytes = 0;
+        self.paused = false;
+        self.processors.clear();
         self.special_fields.clear();
     }
 
@@ -3486,6 +4177,8 @@ impl ::protobuf::Message for StatisticsResponse {
             block_written_bytes: 0,
             vsock_rx_bytes: 0,
             vsock_tx_bytes: 0,
+            paused: false,
+            processors: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3506,6 +4199,287 @@ impl ::std::fmt::Display for StatisticsResponse {
 }
 
 impl ::protobuf::reflect::ProtobufValue for StatisticsResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.Processor)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct Processor {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.Processor.instruction)
+    pub instruction: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.Processor.exits)
+    pub exits: ::std::vec::Vec<ExitCount>,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.Processor.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a Processor {
+    fn default() -> &'a Processor {
+        <Processor as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl Processor {
+    pub fn new() -> Processor {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "instruction",
+            |m: &Processor| { &m.instruction },
+            |m: &mut Processor| { &mut m.instruction },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "exits",
+            |m: &Processor| { &m.exits },
+            |m: &mut Processor| { &mut m.exits },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Processor>(
+            "Processor",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for Processor {
+    const NAME: &'static str = "Processor";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.instruction = is.read_uint64()?;
+                },
+                18 => {
+                    self.exits.push(is.read_message()?);
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.instruction != 0 {
+            my_size += ::protobuf::rt::uint64_size(1, self.instruction);
+        }
+        for value in &self.exits {
+            let len = value.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.instruction != 0 {
+            os.write_uint64(1, self.instruction)?;
+        }
+        for v in &self.exits {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        };
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> Processor {
+        Processor::new()
+    }
+
+    fn clear(&mut self) {
+        self.instruction = 0;
+        self.exits.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static Processor {
+        static instance: Processor = Processor {
+            instruction: 0,
+            exits: ::std::vec::Vec::new(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for Processor {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("Processor").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for Processor {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for Processor {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.ExitCount)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct ExitCount {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.ExitCount.kind)
+    pub kind: ::std::string::String,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.ExitCount.count)
+    pub count: u64,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.ExitCount.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a ExitCount {
+    fn default() -> &'a ExitCount {
+        <ExitCount as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl ExitCount {
+    pub fn new() -> ExitCount {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "kind",
+            |m: &ExitCount| { &m.kind },
+            |m: &mut ExitCount| { &mut m.kind },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "count",
+            |m: &ExitCount| { &m.count },
+            |m: &mut ExitCount| { &mut m.count },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ExitCount>(
+            "ExitCount",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for ExitCount {
+    const NAME: &'static str = "ExitCount";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    self.kind = is.read_string()?;
+                },
+                16 => {
+                    self.count = is.read_uint64()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if !self.kind.is_empty() {
+            my_size += ::protobuf::rt::string_size(1, &self.kind);
+        }
+        if self.count != 0 {
+            my_size += ::protobuf::rt::uint64_size(2, self.count);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if !self.kind.is_empty() {
+            os.write_string(1, &self.kind)?;
+        }
+        if self.count != 0 {
+            os.write_uint64(2, self.count)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> ExitCount {
+        ExitCount::new()
+    }
+
+    fn clear(&mut self) {
+        self.kind.clear();
+        self.count = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static ExitCount {
+        static instance: ExitCount = ExitCount {
+            kind: ::std::string::String::new(),
+            count: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for ExitCount {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("ExitCount").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for ExitCount {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for ExitCount {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
@@ -3799,6 +4773,10 @@ pub enum ExitReason {
     EXIT_REASON_SHUTDOWN = 5,
     // @@protoc_insertion_point(enum_value:bulkhead.vmm.v1.ExitReason.EXIT_REASON_AGENT)
     EXIT_REASON_AGENT = 6,
+    // @@protoc_insertion_point(enum_value:bulkhead.vmm.v1.ExitReason.EXIT_REASON_TRIPLE_FAULT)
+    EXIT_REASON_TRIPLE_FAULT = 7,
+    // @@protoc_insertion_point(enum_value:bulkhead.vmm.v1.ExitReason.EXIT_REASON_REBOOT)
+    EXIT_REASON_REBOOT = 8,
 }
 
 impl ::protobuf::Enum for ExitReason {
@@ -3817,6 +4795,8 @@ impl ::protobuf::Enum for ExitReason {
             4 => ::std::option::Option::Some(ExitReason::EXIT_REASON_MONITOR_ERROR),
             5 => ::std::option::Option::Some(ExitReason::EXIT_REASON_SHUTDOWN),
             6 => ::std::option::Option::Some(ExitReason::EXIT_REASON_AGENT),
+            7 => ::std::option::Option::Some(ExitReason::EXIT_REASON_TRIPLE_FAULT),
+            8 => ::std::option::Option::Some(ExitReason::EXIT_REASON_REBOOT),
             _ => ::std::option::Option::None
         }
     }
@@ -3830,6 +4810,8 @@ impl ::protobuf::Enum for ExitReason {
             "EXIT_REASON_MONITOR_ERROR" => ::std::option::Option::Some(ExitReason::EXIT_REASON_MONITOR_ERROR),
             "EXIT_REASON_SHUTDOWN" => ::std::option::Option::Some(ExitReason::EXIT_REASON_SHUTDOWN),
             "EXIT_REASON_AGENT" => ::std::option::Option::Some(ExitReason::EXIT_REASON_AGENT),
+            "EXIT_REASON_TRIPLE_FAULT" => ::std::option::Option::Some(ExitReason::EXIT_REASON_TRIPLE_FAULT),
+            "EXIT_REASON_REBOOT" => ::std::option::Option::Some(ExitReason::EXIT_REASON_REBOOT),
             _ => ::std::option::Option::None
         }
     }
@@ -3842,6 +4824,8 @@ impl ::protobuf::Enum for ExitReason {
         ExitReason::EXIT_REASON_MONITOR_ERROR,
         ExitReason::EXIT_REASON_SHUTDOWN,
         ExitReason::EXIT_REASON_AGENT,
+        ExitReason::EXIT_REASON_TRIPLE_FAULT,
+        ExitReason::EXIT_REASON_REBOOT,
     ];
 }
 
@@ -3906,38 +4890,52 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x18\x02\x20\x01(\tR\x0fdescriptorToken\x12\x1c\n\tdirectory\x18\x03\x20\
     \x01(\x08R\tdirectory\"\x13\n\x11AddVolumeResponse\")\n\x13RemoveVolumeR\
     equest\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\"\x16\n\x14RemoveVo\
-    lumeResponse\"\x13\n\x11StatisticsRequest\"\x96\x02\n\x12StatisticsRespo\
-    nse\x12(\n\x10vmm_memory_bytes\x18\x01\x20\x01(\x04R\x0evmmMemoryBytes\
-    \x120\n\x14monitor_memory_bytes\x18\x02\x20\x01(\x04R\x12monitorMemoryBy\
-    tes\x12(\n\x10block_read_bytes\x18\x03\x20\x01(\x04R\x0eblockReadBytes\
-    \x12.\n\x13block_written_bytes\x18\x04\x20\x01(\x04R\x11blockWrittenByte\
-    s\x12$\n\x0evsock_rx_bytes\x18\x05\x20\x01(\x04R\x0cvsockRxBytes\x12$\n\
-    \x0evsock_tx_bytes\x18\x06\x20\x01(\x04R\x0cvsockTxBytes\"\x11\n\x0fShut\
-    downRequest\"\x12\n\x10ShutdownResponse*H\n\x07VmState\x12\x14\n\x10VM_S\
-    TATE_BOOTING\x10\0\x12\x12\n\x0eVM_STATE_READY\x10\x01\x12\x13\n\x0fVM_S\
-    TATE_EXITED\x10\x02*\xc3\x01\n\nExitReason\x12\x1b\n\x17EXIT_REASON_UNSP\
-    ECIFIED\x10\0\x12\x19\n\x15EXIT_REASON_POWER_OFF\x10\x01\x12\x15\n\x11EX\
-    IT_REASON_PANIC\x10\x02\x12\x16\n\x12EXIT_REASON_KILLED\x10\x03\x12\x1d\
-    \n\x19EXIT_REASON_MONITOR_ERROR\x10\x04\x12\x18\n\x14EXIT_REASON_SHUTDOW\
-    N\x10\x05\x12\x15\n\x11EXIT_REASON_AGENT\x10\x062\xba\x08\n\x03Vmm\x12C\
-    \n\x04Info\x12\x1c.bulkhead.vmm.v1.InfoRequest\x1a\x1d.bulkhead.vmm.v1.I\
-    nfoResponse\x12R\n\tWaitReady\x12!.bulkhead.vmm.v1.WaitReadyRequest\x1a\
-    \".bulkhead.vmm.v1.WaitReadyResponse\x12O\n\x08WaitExit\x12\x20.bulkhead\
-    .vmm.v1.WaitExitRequest\x1a!.bulkhead.vmm.v1.WaitExitResponse\x12O\n\x08\
-    MapImage\x12\x20.bulkhead.vmm.v1.MapImageRequest\x1a!.bulkhead.vmm.v1.Ma\
-    pImageResponse\x12U\n\nUnmapImage\x12\".bulkhead.vmm.v1.UnmapImageReques\
-    t\x1a#.bulkhead.vmm.v1.UnmapImageResponse\x12R\n\tAttachLog\x12!.bulkhea\
-    d.vmm.v1.AttachLogRequest\x1a\".bulkhead.vmm.v1.AttachLogResponse\x12R\n\
-    \tReopenLog\x12!.bulkhead.vmm.v1.ReopenLogRequest\x1a\".bulkhead.vmm.v1.\
-    ReopenLogResponse\x12L\n\x07WaitLog\x12\x1f.bulkhead.vmm.v1.WaitLogReque\
-    st\x1a\x20.bulkhead.vmm.v1.WaitLogResponse\x12R\n\tDetachLog\x12!.bulkhe\
-    ad.vmm.v1.DetachLogRequest\x1a\".bulkhead.vmm.v1.DetachLogResponse\x12R\
-    \n\tAddVolume\x12!.bulkhead.vmm.v1.AddVolumeRequest\x1a\".bulkhead.vmm.v\
-    1.AddVolumeResponse\x12[\n\x0cRemoveVolume\x12$.bulkhead.vmm.v1.RemoveVo\
-    lumeRequest\x1a%.bulkhead.vmm.v1.RemoveVolumeResponse\x12U\n\nStatistics\
-    \x12\".bulkhead.vmm.v1.StatisticsRequest\x1a#.bulkhead.vmm.v1.Statistics\
-    Response\x12O\n\x08Shutdown\x12\x20.bulkhead.vmm.v1.ShutdownRequest\x1a!\
-    .bulkhead.vmm.v1.ShutdownResponseb\x06proto3\
+    lumeResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rRes\
+    umeRequest\"\x10\n\x0eResumeResponse\"3\n\x11StatisticsRequest\x12\x1e\n\
+    \nprocessors\x18\x01\x20\x01(\x08R\nprocessors\".\n\rResizeRequest\x12\
+    \x1d\n\nmemory_mib\x18\x01\x20\x01(\x04R\tmemoryMib\"\x10\n\x0eResizeRes\
+    ponse\"\xea\x02\n\x12StatisticsResponse\x12(\n\x10vmm_memory_bytes\x18\
+    \x01\x20\x01(\x04R\x0evmmMemoryBytes\x120\n\x14monitor_memory_bytes\x18\
+    \x02\x20\x01(\x04R\x12monitorMemoryBytes\x12(\n\x10block_read_bytes\x18\
+    \x03\x20\x01(\x04R\x0eblockReadBytes\x12.\n\x13block_written_bytes\x18\
+    \x04\x20\x01(\x04R\x11blockWrittenBytes\x12$\n\x0evsock_rx_bytes\x18\x05\
+    \x20\x01(\x04R\x0cvsockRxBytes\x12$\n\x0evsock_tx_bytes\x18\x06\x20\x01(\
+    \x04R\x0cvsockTxBytes\x12\x16\n\x06paused\x18\x07\x20\x01(\x08R\x06pause\
+    d\x12:\n\nprocessors\x18\x08\x20\x03(\x0b2\x1a.bulkhead.vmm.v1.Processor\
+    R\nprocessors\"_\n\tProcessor\x12\x20\n\x0binstruction\x18\x01\x20\x01(\
+    \x04R\x0binstruction\x120\n\x05exits\x18\x02\x20\x03(\x0b2\x1a.bulkhead.\
+    vmm.v1.ExitCountR\x05exits\"5\n\tExitCount\x12\x12\n\x04kind\x18\x01\x20\
+    \x01(\tR\x04kind\x12\x14\n\x05count\x18\x02\x20\x01(\x04R\x05count\"\x11\
+    \n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*H\n\x07VmState\x12\x14\
+    \n\x10VM_STATE_BOOTING\x10\0\x12\x12\n\x0eVM_STATE_READY\x10\x01\x12\x13\
+    \n\x0fVM_STATE_EXITED\x10\x02*\xf9\x01\n\nExitReason\x12\x1b\n\x17EXIT_R\
+    EASON_UNSPECIFIED\x10\0\x12\x19\n\x15EXIT_REASON_POWER_OFF\x10\x01\x12\
+    \x15\n\x11EXIT_REASON_PANIC\x10\x02\x12\x16\n\x12EXIT_REASON_KILLED\x10\
+    \x03\x12\x1d\n\x19EXIT_REASON_MONITOR_ERROR\x10\x04\x12\x18\n\x14EXIT_RE\
+    ASON_SHUTDOWN\x10\x05\x12\x15\n\x11EXIT_REASON_AGENT\x10\x06\x12\x1c\n\
+    \x18EXIT_REASON_TRIPLE_FAULT\x10\x07\x12\x16\n\x12EXIT_REASON_REBOOT\x10\
+    \x082\x98\n\n\x03Vmm\x12C\n\x04Info\x12\x1c.bulkhead.vmm.v1.InfoRequest\
+    \x1a\x1d.bulkhead.vmm.v1.InfoResponse\x12R\n\tWaitReady\x12!.bulkhead.vm\
+    m.v1.WaitReadyRequest\x1a\".bulkhead.vmm.v1.WaitReadyResponse\x12O\n\x08\
+    WaitExit\x12\x20.bulkhead.vmm.v1.WaitExitRequest\x1a!.bulkhead.vmm.v1.Wa\
+    itExitResponse\x12O\n\x08MapImage\x12\x20.bulkhead.vmm.v1.MapImageReques\
+    t\x1a!.bulkhead.vmm.v1.MapImageResponse\x12U\n\nUnmapImage\x12\".bulkhea\
+    d.vmm.v1.UnmapImageRequest\x1a#.bulkhead.vmm.v1.UnmapImageResponse\x12R\
+    \n\tAttachLog\x12!.bulkhead.vmm.v1.AttachLogRequest\x1a\".bulkhead.vmm.v\
+    1.AttachLogResponse\x12R\n\tReopenLog\x12!.bulkhead.vmm.v1.ReopenLogRequ\
+    est\x1a\".bulkhead.vmm.v1.ReopenLogResponse\x12L\n\x07WaitLog\x12\x1f.bu\
+    lkhead.vmm.v1.WaitLogRequest\x1a\x20.bulkhead.vmm.v1.WaitLogResponse\x12\
+    R\n\tDetachLog\x12!.bulkhead.vmm.v1.DetachLogRequest\x1a\".bulkhead.vmm.\
+    v1.DetachLogResponse\x12R\n\tAddVolume\x12!.bulkhead.vmm.v1.AddVolumeReq\
+    uest\x1a\".bulkhead.vmm.v1.AddVolumeResponse\x12[\n\x0cRemoveVolume\x12$\
+    .bulkhead.vmm.v1.RemoveVolumeRequest\x1a%.bulkhead.vmm.v1.RemoveVolumeRe\
+    sponse\x12F\n\x05Pause\x12\x1d.bulkhead.vmm.v1.PauseRequest\x1a\x1e.bulk\
+    head.vmm.v1.PauseResponse\x12I\n\x06Resume\x12\x1e.bulkhead.vmm.v1.Resum\
+    eRequest\x1a\x1f.bulkhead.vmm.v1.ResumeResponse\x12I\n\x06Resize\x12\x1e\
+    .bulkhead.vmm.v1.ResizeRequest\x1a\x1f.bulkhead.vmm.v1.ResizeResponse\
+    \x12U\n\nStatistics\x12\".bulkhead.vmm.v1.StatisticsRequest\x1a#.bulkhea\
+    d.vmm.v1.StatisticsResponse\x12O\n\x08Shutdown\x12\x20.bulkhead.vmm.v1.S\
+    hutdownRequest\x1a!.bulkhead.vmm.v1.ShutdownResponseb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
@@ -3955,7 +4953,7 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
     file_descriptor.get(|| {
         let generated_file_descriptor = generated_file_descriptor_lazy.get(|| {
             let mut deps = ::std::vec::Vec::with_capacity(0);
-            let mut messages = ::std::vec::Vec::with_capacity(29);
+            let mut messages = ::std::vec::Vec::with_capacity(37);
             messages.push(VmExit::generated_message_descriptor_data());
             messages.push(InfoRequest::generated_message_descriptor_data());
             messages.push(InfoResponse::generated_message_descriptor_data());
@@ -3981,8 +4979,16 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
             messages.push(AddVolumeResponse::generated_message_descriptor_data());
             messages.push(RemoveVolumeRequest::generated_message_descriptor_data());
             messages.push(RemoveVolumeResponse::generated_message_descriptor_data());
+            messages.push(PauseRequest::generated_message_descriptor_data());
+            messages.push(PauseResponse::generated_message_descriptor_data());
+            messages.push(ResumeRequest::generated_message_descriptor_data());
+            messages.push(ResumeResponse::generated_message_descriptor_data());
             messages.push(StatisticsRequest::generated_message_descriptor_data());
+            messages.push(ResizeRequest::generated_message_descriptor_data());
+            messages.push(ResizeResponse::generated_message_descriptor_data());
             messages.push(StatisticsResponse::generated_message_descriptor_data());
+            messages.push(Processor::generated_message_descriptor_data());
+            messages.push(ExitCount::generated_message_descriptor_data());
             messages.push(ShutdownRequest::generated_message_descriptor_data());
             messages.push(ShutdownResponse::generated_message_descriptor_data());
             let mut enums = ::std::vec::Vec::with_capacity(2);

@@ -86,6 +86,21 @@ impl VmmClient {
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "RemoveVolume", cres);
     }
 
+    pub async fn pause(&self, ctx: ttrpc::context::Context, req: &super::vmm::PauseRequest) -> ::ttrpc::Result<super::vmm::PauseResponse> {
+        let mut cres = super::vmm::PauseResponse::new();
+        ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Pause", cres);
+    }
+
+    pub async fn resume(&self, ctx: ttrpc::context::Context, req: &super::vmm::ResumeRequest) -> ::ttrpc::Result<super::vmm::ResumeResponse> {
+        let mut cres = super::vmm::ResumeResponse::new();
+        ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Resume", cres);
+    }
+
+    pub async fn resize(&self, ctx: ttrpc::context::Context, req: &super::vmm::ResizeRequest) -> ::ttrpc::Result<super::vmm::ResizeResponse> {
+        let mut cres = super::vmm::ResizeResponse::new();
+        ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Resize", cres);
+    }
+
     pub async fn statistics(&self, ctx: ttrpc::context::Context, req: &super::vmm::StatisticsRequest) -> ::ttrpc::Result<super::vmm::StatisticsResponse> {
         let mut cres = super::vmm::StatisticsResponse::new();
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Statistics", cres);
@@ -218,6 +233,39 @@ impl ::ttrpc::r#async::MethodHandler for RemoveVolumeMethod {
     }
 }
 
+struct PauseMethod {
+    service: Arc<dyn Vmm + Send + Sync>,
+}
+
+#[async_trait]
+impl ::ttrpc::r#async::MethodHandler for PauseMethod {
+    async fn handler(&self, ctx: ::ttrpc::r#async::TtrpcContext, req: ::ttrpc::Request) -> ::ttrpc::Result<::ttrpc::Response> {
+        ::ttrpc::async_request_handler!(self, ctx, req, vmm, PauseRequest, pause);
+    }
+}
+
+struct ResumeMethod {
+    service: Arc<dyn Vmm + Send + Sync>,
+}
+
+#[async_trait]
+impl ::ttrpc::r#async::MethodHandler for ResumeMethod {
+    async fn handler(&self, ctx: ::ttrpc::r#async::TtrpcContext, req: ::ttrpc::Request) -> ::ttrpc::Result<::ttrpc::Response> {
+        ::ttrpc::async_request_handler!(self, ctx, req, vmm, ResumeRequest, resume);
+    }
+}
+
+struct ResizeMethod {
+    service: Arc<dyn Vmm + Send + Sync>,
+}
+
+#[async_trait]
+impl ::ttrpc::r#async::MethodHandler for ResizeMethod {
+    async fn handler(&self, ctx: ::ttrpc::r#async::TtrpcContext, req: ::ttrpc::Request) -> ::ttrpc::Result<::ttrpc::Response> {
+        ::ttrpc::async_request_handler!(self, ctx, req, vmm, ResizeRequest, resize);
+    }
+}
+
 struct StatisticsMethod {
     service: Arc<dyn Vmm + Send + Sync>,
 }
@@ -275,6 +323,15 @@ pub trait Vmm: Sync {
     async fn remove_volume(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::RemoveVolumeRequest) -> ::ttrpc::Result<super::vmm::RemoveVolumeResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/RemoveVolume is not supported".to_string())))
     }
+    async fn pause(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::PauseRequest) -> ::ttrpc::Result<super::vmm::PauseResponse> {
+        Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Pause is not supported".to_string())))
+    }
+    async fn resume(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::ResumeRequest) -> ::ttrpc::Result<super::vmm::ResumeResponse> {
+        Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Resume is not supported".to_string())))
+    }
+    async fn resize(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::ResizeRequest) -> ::ttrpc::Result<super::vmm::ResizeResponse> {
+        Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Resize is not supported".to_string())))
+    }
     async fn statistics(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::StatisticsRequest) -> ::ttrpc::Result<super::vmm::StatisticsResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Statistics is not supported".to_string())))
     }
@@ -320,6 +377,15 @@ pub fn create_vmm(service: Arc<dyn Vmm + Send + Sync>) -> HashMap<String, ::ttrp
 
     methods.insert("RemoveVolume".to_string(),
                     Box::new(RemoveVolumeMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
+
+    methods.insert("Pause".to_string(),
+                    Box::new(PauseMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
+
+    methods.insert("Resume".to_string(),
+                    Box::new(ResumeMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
+
+    methods.insert("Resize".to_string(),
+                    Box::new(ResizeMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
 
     methods.insert("Statistics".to_string(),
                     Box::new(StatisticsMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
