@@ -1,6 +1,7 @@
 //! The file server's own mount namespace, with nothing in it but the volume tree.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -8,7 +9,6 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::Pid;
 
 use super::ServerError;
 use crate::sys::{self, Fork};
@@ -61,14 +61,15 @@ fn open_proc() -> Result<OwnedFd, ServerError> {
 /// A user namespace in which every id is itself: capabilities then reach files, and nothing of the host's kernel. Where the
 /// host allows none, the namespaces and the few capabilities that remain have to do.
 fn enter_user_namespace() -> Result<(), ServerError> {
-    let this = rustix::process::getpid();
+    // Not by number: /proc may count in another PID namespace than this process.
+    let this = step("open /proc/self", rustix::fs::open("/proc/self", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))?;
     let (ready, go) = step("make a pipe", rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC))?;
     // Only a process outside can map more than its own id.
     match step("fork", sys::fork(open_proc()?))? {
         Fork::Child => {
             drop(go);
             let told = rustix::io::read(&ready, &mut [0; 1]) == Ok(1);
-            let mapped = told && map_ids(this).is_ok();
+            let mapped = told && map_ids(&this).is_ok();
             std::process::exit(i32::from(told && !mapped));
         }
         Fork::Parent(mapper) => {
@@ -100,9 +101,10 @@ fn become_root() -> rustix::io::Result<()> {
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
 }
 
-fn map_ids(process: Pid) -> io::Result<()> {
+fn map_ids(process: &OwnedFd) -> io::Result<()> {
     for map in ["uid_map", "gid_map"] {
-        std::fs::write(format!("/proc/{}/{map}", process.as_raw_nonzero()), ALL_IDS)?;
+        let file = rustix::fs::openat(process, map, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        File::from(file).write_all(ALL_IDS)?;
     }
     Ok(())
 }
