@@ -67,6 +67,7 @@ impl Rig {
         for _ in 0..1000 {
             match self.device.process_next(&self.ram, &mut self.queue, 0) {
                 Ok(Progress::Done { .. }) => {}
+                Ok(Progress::Throttled(wait)) => panic!("no limit was set, but it waits {wait:?}"),
                 Ok(Progress::Idle) => {
                     return std::iter::from_fn(|| self.ring.used(&self.ram)).collect();
                 }

@@ -168,6 +168,52 @@ impl<'a> GuestSlices<'a> {
         })
     }
 
+    /// One `readv` from a device or stream; what it gave. A packet longer than the buffers loses its end.
+    pub fn read_once(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_iovecs(|iovecs, count| {
+            // SAFETY: the iovecs describe memory that stays mapped while `self` borrows it, written by the kernel alone.
+            unsafe { libc::readv(file.as_raw_fd(), iovecs, count) }
+        })
+    }
+
+    /// One `writev` to a device or stream; what it took.
+    pub fn write_once(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_iovecs(|iovecs, count| {
+            // SAFETY: as for `read_once`; the kernel only reads the bytes.
+            unsafe { libc::writev(file.as_raw_fd(), iovecs, count) }
+        })
+    }
+
+    /// Fills everything with random bytes of the kernel; how many when it fails or is interrupted half-way. Never waits.
+    pub fn fill_random(&self) -> io::Result<usize> {
+        let mut done = 0;
+        for piece in &self.pieces {
+            let guard = piece.ptr_guard_mut();
+            // SAFETY: the range is guest memory that stays mapped while `self` borrows it, written by the kernel alone.
+            let got = unsafe { libc::getrandom(guard.as_ptr().cast(), guard.len(), libc::GRND_NONBLOCK) };
+            let Ok(got) = usize::try_from(got) else {
+                return if done > 0 { Ok(done) } else { Err(io::Error::last_os_error()) };
+            };
+            done += got;
+            if got < piece.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Whether one system call takes all pieces.
+    #[must_use]
+    pub fn fits_one_call(&self) -> bool {
+        self.pieces.len() <= MAX_IOVECS
+    }
+
+    /// Appends the pieces of another.
+    pub fn extend(&mut self, other: &Self) {
+        self.pieces.extend_from_slice(&other.pieces);
+        self.len += other.len;
+    }
+
     /// Runs a system call over the first pieces, again when a signal interrupts it.
     fn with_iovecs(&self, mut call: impl FnMut(*const libc::iovec, i32) -> libc::ssize_t) -> io::Result<usize> {
         let pieces = &self.pieces[..self.pieces.len().min(MAX_IOVECS)];

@@ -99,7 +99,8 @@ impl VhostUserBackend for BlockAdapter {
         let ram = self.ram.memory();
         while state.get_queue().ready() && !self.stopping.load(Ordering::Relaxed) {
             match self.device.process_next(&ram, state.get_queue_mut(), thread) {
-                Ok(Progress::Idle) => break,
+                // Nobody sets limits here: this loop has no timer.
+                Ok(Progress::Idle | Progress::Throttled(_)) => break,
                 Ok(Progress::Done { notify: true }) => signal(&state),
                 Ok(Progress::Done { notify: false }) => {}
                 Err(error) => {

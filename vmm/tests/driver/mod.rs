@@ -1,6 +1,9 @@
 //! A driver written for tests: guest memory and split virtqueues built by hand, so that they can be built wrong.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it, on memory of its own")]
 
+pub mod memory;
+pub mod net;
+pub mod transport;
 pub mod vsock;
 
 use bulkhead_vmm::devices::GuestRam;

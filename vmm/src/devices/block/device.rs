@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use virtio_queue::Queue;
 
@@ -9,6 +10,7 @@ use super::request::{Header, ID_LEN, Kind, MAX_SEGMENTS, Status, read_segments};
 use super::{BlockBackend, SECTOR};
 use crate::devices::chain::{Buffers, ChainError};
 use crate::devices::limit::LogLimit;
+use crate::devices::rate_limiter::{Limits, RateLimiter};
 use crate::devices::slices::GuestSlices;
 use crate::devices::{BrokenQueue, GuestRam, RING_FEATURES, queue};
 
@@ -71,6 +73,8 @@ impl BlockCounters {
 pub enum Progress {
     /// The queue is empty, and the driver will notify of the next request.
     Idle,
+    /// The limits are reached: there may be requests again after this time, of which the driver does not notify.
+    Throttled(Duration),
     /// One request is answered.
     Done {
         /// The driver wants an interrupt.
@@ -86,6 +90,7 @@ pub struct BlockDevice {
     counters: Arc<BlockCounters>,
     /// What the driver negotiated; all there is to save and restore beside the queues.
     acked_features: AtomicU64,
+    limiter: RateLimiter,
     log: Mutex<LogLimit>,
 }
 
@@ -93,7 +98,20 @@ impl BlockDevice {
     /// A device over this storage.
     #[must_use]
     pub fn new(backend: Arc<dyn BlockBackend>, config: BlockConfig) -> Self {
-        Self { backend, config, counters: Arc::default(), acked_features: AtomicU64::new(0), log: Mutex::default() }
+        Self {
+            backend,
+            config,
+            counters: Arc::default(),
+            acked_features: AtomicU64::new(0),
+            limiter: RateLimiter::default(),
+            log: Mutex::default(),
+        }
+    }
+
+    /// Limits bytes and requests of all queues together, from now on. Only a transport that waits when it is told to may
+    /// serve the device then.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limiter.set(limits);
     }
 
     /// The drive's counters, shared.
@@ -163,6 +181,9 @@ impl BlockDevice {
 
     /// Answers the next request of a queue. I/O happens on the calling thread.
     pub fn process_next(&self, ram: &GuestRam, requests: &mut Queue, index: usize) -> Result<Progress, BrokenQueue> {
+        if let Some(wait) = self.limiter.wait(Instant::now()) {
+            return Ok(Progress::Throttled(wait));
+        }
         let chain = loop {
             if let Some(chain) = queue::pop(ram, requests, index)? {
                 break chain;
@@ -190,6 +211,7 @@ impl BlockDevice {
             self.complain(&ChainError::Empty);
             return 0;
         };
+        self.limiter.charge(data_len.max(buffers.readable.len()).min(MAX_DATA) as u64);
         let data_in = buffers.writable.range(0, data_len);
         let status_byte = buffers.writable.range(data_len, 1);
         let (status, filled) = match Header::read(&buffers.readable) {

@@ -83,6 +83,8 @@ pub struct Connection {
     /// No `EAGAIN` since the last edge.
     readable: bool,
     writable: bool,
+    /// The poll tells when the socket takes bytes again.
+    pub watches_writable: bool,
     /// The host writes no more: reading on finds the end.
     ended: bool,
     /// The host closed its end altogether.
@@ -98,18 +100,19 @@ pub struct Connection {
 
 impl Connection {
     /// A connection over a non-blocking stream.
-    pub fn new(key: Key, phase: Phase, socket: UnixStream) -> Self {
+    pub fn new(key: Key, phase: Phase, socket: UnixStream, room: u32) -> Self {
         Self {
             key,
             phase,
             socket,
-            credit: Credit::default(),
+            credit: Credit::new(room),
             pending: Pending::default(),
             queued: false,
             deadline: None,
             buffer: VecDeque::new(),
             readable: true,
             writable: true,
+            watches_writable: false,
             ended: false,
             hung_up: false,
             deaf: false,
@@ -128,6 +131,11 @@ impl Connection {
     /// Bytes held for the host's socket.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Whether it matters when the socket takes bytes again: the poll wakes nobody for it otherwise.
+    pub fn waits_for_writable(&self) -> bool {
+        !self.writable && !self.deaf
     }
 
     /// An edge of the socket.

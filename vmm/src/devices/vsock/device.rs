@@ -51,6 +51,13 @@ pub struct VsockDevice {
     reset_event: bool,
 }
 
+impl Drop for VsockDevice {
+    /// Also without [`disconnect`](VsockDevice::disconnect): nobody waits for a device that is no more.
+    fn drop(&mut self) {
+        self.mux.shared.close();
+    }
+}
+
 impl VsockDevice {
     /// Binds the listening socket. Handles work from now on; what they ask for waits for the guest's driver.
     pub fn new(config: VsockConfig) -> io::Result<(Self, VsockHandle)> {
@@ -224,5 +231,23 @@ impl VsockDevice {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.mux.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_device_that_was_dropped() {
+        let config = VsockConfig { guest_cid: 3, listen_path: None, connect_timeout: Duration::from_secs(3600) };
+        let (device, handle) = VsockDevice::new(config).unwrap();
+        let waiting = {
+            let handle = handle.clone();
+            std::thread::spawn(move || handle.connect_blocking(1))
+        };
+        drop(device);
+        assert_eq!(waiting.join().unwrap().unwrap_err().kind(), io::ErrorKind::NotConnected);
+        assert_eq!(handle.connect_blocking(1).unwrap_err().kind(), io::ErrorKind::NotConnected);
     }
 }

@@ -21,10 +21,12 @@ mod host;
 mod mux;
 mod packet;
 mod poll;
+mod virtio;
 
 pub use credit::BUF_ALLOC;
 pub use device::{EVENT_QUEUE, RX_QUEUE, TX_QUEUE, VsockConfig, VsockDevice};
 pub use handle::{VsockCounters, VsockHandle};
+pub use virtio::VirtioVsock;
 
 /// Virtio device type of a socket device.
 pub const DEVICE_TYPE: u32 = 19;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::VsockConfig;
 use super::connection::{Connection, Emit, Key, Pending, Phase};
+use super::credit::{BUF_ALLOC, MIN_BUF_ALLOC};
 use super::handle::Shared;
 use super::host::HostListener;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
@@ -21,6 +22,8 @@ use crate::devices::slices::GuestSlices;
 pub const MAX_CONNECTIONS: usize = 4096;
 /// Bytes of the guest held for slow readers on the host, in all connections; the one that goes beyond is reset.
 const MAX_HELD: usize = 32 << 20;
+/// Connections get an eighth of what is left of this, but never less than the least.
+const GENEROUS: usize = 24 << 20;
 /// Resets that may wait for room in the receive queue before the guest's packets have to wait too.
 const MAX_RESETS: usize = 256;
 /// How long the guest may take to confirm that a connection is closed.
@@ -46,6 +49,8 @@ pub struct Mux {
     /// Resets of connections that do not exist (any more).
     resets: VecDeque<Header>,
     held: usize,
+    /// Room that all connections were promised.
+    promised: usize,
 }
 
 impl Mux {
@@ -69,6 +74,7 @@ impl Mux {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             held: 0,
+            promised: 0,
         })
     }
 
@@ -118,11 +124,18 @@ impl Mux {
         }
     }
 
+    /// The room of the next connection: much for few, little for many.
+    pub fn room_for_another(&self) -> u32 {
+        let share = u32::try_from(GENEROUS.saturating_sub(self.promised) / 8).unwrap_or(u32::MAX);
+        share.clamp(MIN_BUF_ALLOC, BUF_ALLOC)
+    }
+
     /// Takes in a connection whose socket is watched under this token already.
     pub fn insert(&mut self, token: u64, connection: Connection) {
         if let Some(deadline) = connection.deadline {
             self.poll.arm(deadline);
         }
+        self.promised += connection.credit.room() as usize;
         self.by_key.insert(connection.key, token);
         self.connections.insert(token, connection);
         self.schedule(token);
@@ -145,6 +158,12 @@ impl Mux {
         let before = connection.buffered();
         let result = change(connection);
         self.held = self.held + connection.buffered() - before;
+        let waits = connection.waits_for_writable();
+        if waits != connection.watches_writable {
+            // Re-armed: if the socket takes bytes by now, the edge comes at once.
+            connection.watches_writable =
+                self.poll.watch_writable(connection.socket.as_fd(), token, waits).is_ok() == waits;
+        }
         Some(result)
     }
 
@@ -157,6 +176,7 @@ impl Mux {
     pub fn remove(&mut self, token: u64) -> Option<Connection> {
         let connection = self.connections.remove(&token)?;
         self.held -= connection.buffered();
+        self.promised -= connection.credit.room() as usize;
         self.release_key(token, connection.key);
         if connection.queued {
             self.ready.retain(|ready| *ready != token);

@@ -55,8 +55,16 @@ impl Poll {
     /// Watches a descriptor until it is closed.
     pub fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         use epoll::EventFlags as Flags;
-        let flags = Flags::IN | Flags::OUT | Flags::RDHUP | Flags::ET;
+        let flags = Flags::IN | Flags::RDHUP | Flags::ET;
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
+    }
+
+    /// Whether edges of a watched descriptor that takes bytes again come too; the first at once if it does.
+    pub fn watch_writable(&self, fd: BorrowedFd<'_>, token: u64, wanted: bool) -> io::Result<()> {
+        use epoll::EventFlags as Flags;
+        let mut flags = Flags::IN | Flags::RDHUP | Flags::ET;
+        flags.set(Flags::OUT, wanted);
+        Ok(epoll::modify(&self.epoll, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
     /// Some edges since the last call, without waiting; none when there are no more.

@@ -1,0 +1,166 @@
+//! A device's thread: waits for descriptors, hands what is readable to the device, ends when told.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::jail::{self, Role};
+
+/// The stop descriptor's; the handler's own are smaller.
+const STOP: u64 = u64::MAX;
+/// Events taken at once.
+const BATCH: usize = 16;
+
+/// What runs on a [`Worker`].
+pub trait Handler: Send + 'static {
+    /// The descriptors to watch, level-triggered, each with the token that [`handle`](Self::handle) gets. Asked once, at
+    /// the start; the descriptors stay open while the worker runs.
+    fn watched(&self) -> Vec<(RawFd, u64)>;
+
+    /// On the worker's thread, before anything else.
+    fn begin(&mut self, _stop: &Stop) {}
+
+    /// A descriptor is readable. What takes long looks at `stop` in between.
+    fn handle(&mut self, token: u64, stop: &Stop);
+}
+
+/// Whether a worker is to end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// True when it is.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A thread that serves a handler. Dropped, it ends the thread and waits for it.
+#[derive(Debug)]
+pub struct Worker<H> {
+    stop: Stop,
+    wake: EventFd,
+    thread: Option<JoinHandle<H>>,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When there is no descriptor or thread to be had.
+    pub fn start(name: &str, mut handler: H) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let wake = new_eventfd()?;
+        watch(&epoll, wake.as_raw_fd(), STOP)?;
+        for (fd, token) in handler.watched() {
+            watch(&epoll, fd, token)?;
+        }
+        let stop = Stop::default();
+        let flag = stop.clone();
+        let thread = jail::spawn(name, Role::Device, move || {
+            serve(&epoll, &mut handler, &flag);
+            handler
+        })?;
+        Ok(Self { stop, wake, thread: Some(thread) })
+    }
+
+    /// Ends the thread after what it is doing, and gives the handler back; `None` when the thread panicked.
+    pub fn stop(mut self) -> Option<H> {
+        self.end()
+    }
+}
+
+impl<H> Worker<H> {
+    fn end(&mut self) -> Option<H> {
+        self.stop.0.store(true, Ordering::Relaxed);
+        // Fails only when its counter is full, and then it is readable anyway.
+        let _ = self.wake.write(1);
+        self.thread.take().and_then(|thread| thread.join().ok())
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Does not block, closed on exec.
+///
+/// # Errors
+/// When there are no more descriptors.
+pub fn new_eventfd() -> io::Result<EventFd> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)
+}
+
+/// Makes an event descriptor unreadable again.
+pub fn clear(event: &EventFd) {
+    // Nothing to read is as good.
+    let _ = event.read();
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+}
+
+fn serve<H: Handler>(epoll: &Epoll, handler: &mut H, stop: &Stop) {
+    handler.begin(stop);
+    let mut events = [EpollEvent::default(); BATCH];
+    while !stop.is_set() {
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                tracing::error!("a device's thread cannot wait: {error}");
+                return;
+            }
+        };
+        for event in events.iter().take(count) {
+            if event.data() != STOP && !stop.is_set() {
+                handler.handle(event.data(), stop);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    struct Count {
+        kick: EventFd,
+        heard: mpsc::Sender<u64>,
+        total: u64,
+    }
+
+    impl Handler for Count {
+        fn watched(&self) -> Vec<(RawFd, u64)> {
+            vec![(self.kick.as_raw_fd(), 7)]
+        }
+
+        fn handle(&mut self, token: u64, _: &Stop) {
+            self.total += self.kick.read().unwrap();
+            self.heard.send(token).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_worker_hears_kicks_and_gives_its_handler_back() {
+        let kick = new_eventfd().unwrap();
+        let (heard, tokens) = mpsc::channel();
+        let worker = Worker::start("t", Count { kick: kick.try_clone().unwrap(), heard, total: 0 }).unwrap();
+        for _ in 0..3 {
+            kick.write(2).unwrap();
+            assert_eq!(tokens.recv().unwrap(), 7);
+        }
+        assert_eq!(worker.stop().unwrap().total, 6);
+        assert!(kick.write(1).is_ok());
+    }
+}
