@@ -117,6 +117,34 @@ fn clean(line: &[u8]) -> String {
         .to_owned()
 }
 
+/// Where a device of this process prints: words and file. Clones share both.
+#[derive(Debug, Clone)]
+pub struct Console {
+    words: Words,
+    file: Arc<Mutex<ConsoleFile>>,
+}
+
+impl Console {
+    /// Prints to both.
+    #[must_use]
+    pub fn new(words: Words, file: Arc<Mutex<ConsoleFile>>) -> Self {
+        Self { words, file }
+    }
+}
+
+impl Write for Console {
+    /// Never fails: errors of the file have been logged.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).append(bytes);
+        self.words.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// One source of words. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Words {

@@ -14,6 +14,9 @@ use ttrpc::{Code, Error, Result, get_status};
 use crate::descriptors::TokenError;
 use crate::devices::block::ImageDriveError;
 use crate::file_server::protocol::{Name, Request};
+use crate::kvm::Machine;
+use crate::kvm::exits::ExitKind;
+use crate::kvm::machine::Position;
 use crate::logs::LogError;
 use crate::pod::{Pod, State};
 use crate::statistics;
@@ -31,6 +34,22 @@ pub struct Control(pub Arc<Pod>);
 impl Control {
     fn take(&self, token: &str) -> Result<OwnedFd> {
         self.0.tokens.take(token).map_err(|error| token_status(&error))
+    }
+
+    fn machine(&self) -> Result<&Arc<Machine>> {
+        let refusal = "only a machine of bulkhead-vmm's own can be held up, once it runs";
+        self.0.machine.get().ok_or_else(|| status(Code::FAILED_PRECONDITION, refusal))
+    }
+
+    /// Runs what holds processors up, which may wait for them, one after the other.
+    async fn holding<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let held = self.0.holding.clone().lock_owned().await;
+        let work = move || {
+            // Kept to the end of the work, even if nobody waits for it any more.
+            let _held = held;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| status(Code::INTERNAL, error))
     }
 
     async fn ask_volumes(&self, request: Request, mount: Option<OwnedFd>) -> Result<()> {
@@ -52,7 +71,7 @@ impl Vmm for Control {
             vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
             state: state.into(),
             pid: std::process::id(),
-            monitor_pid: self.0.monitor_pid,
+            monitor_pid: self.0.monitor_pid.unwrap_or(0),
             ..Default::default()
         })
     }
@@ -142,17 +161,57 @@ impl Vmm for Control {
         Ok(api::RemoveVolumeResponse::new())
     }
 
-    async fn statistics(&self, _: &TtrpcContext, _: api::StatisticsRequest) -> Result<api::StatisticsResponse> {
-        let vsock = self.0.vsock.counters();
+    async fn resize(&self, _: &TtrpcContext, request: api::ResizeRequest) -> Result<api::ResizeResponse> {
+        let Some(balloon) = &self.0.balloon else {
+            let what = "this machine has no balloon: its memory stays as it was made; make the pod anew";
+            return Err(status(Code::FAILED_PRECONDITION, what));
+        };
+        let made = self.0.memory_mib;
+        let kept = request.memory_mib;
+        let Some(taken) = made.checked_sub(kept).filter(|_| kept > 0) else {
+            let what = format!("memory_mib is {kept}; the machine was made with {made} MiB");
+            return Err(status(Code::INVALID_ARGUMENT, what));
+        };
+        balloon.inflate(taken << 20).map_err(|error| status(Code::INTERNAL, error))?;
+        Ok(api::ResizeResponse::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> Result<api::PauseResponse> {
+        let machine = self.machine()?.clone();
+        // A processor may be about to reset a device, which takes its time.
+        if self.holding(move || machine.pause()).await? {
+            return Ok(api::PauseResponse::new());
+        }
+        Err(status(Code::FAILED_PRECONDITION, "the machine is ending"))
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> Result<api::ResumeResponse> {
+        let machine = self.machine()?.clone();
+        self.holding(move || machine.resume()).await?;
+        Ok(api::ResumeResponse::new())
+    }
+
+    async fn statistics(&self, _: &TtrpcContext, request: api::StatisticsRequest) -> Result<api::StatisticsResponse> {
+        let machine = self.0.machine.get();
+        let (paused, positions) = match machine.cloned() {
+            Some(machine) => {
+                let look = move || (!machine.is_running(), request.processors.then(|| machine.look()));
+                self.holding(look).await?
+            }
+            None => (false, None),
+        };
+        let (to_agent, from_agent) = self.0.agent.bytes();
         // A monitor that has just ended has no memory.
         let memory = |pid| statistics::own_memory(pid).unwrap_or(0);
         Ok(api::StatisticsResponse {
-            vmm_memory_bytes: memory(std::process::id()),
-            monitor_memory_bytes: memory(self.0.monitor_pid),
+            vmm_memory_bytes: statistics::this_process().unwrap_or(0),
+            monitor_memory_bytes: self.0.monitor_pid.map_or(0, memory),
+            paused,
+            processors: positions.unwrap_or_default().iter().map(processor).collect(),
             block_read_bytes: self.0.block_counters.iter().map(|counters| counters.read_bytes()).sum(),
             block_written_bytes: self.0.block_counters.iter().map(|counters| counters.written_bytes()).sum(),
-            vsock_rx_bytes: vsock.to_guest_bytes(),
-            vsock_tx_bytes: vsock.from_guest_bytes(),
+            vsock_rx_bytes: to_agent,
+            vsock_tx_bytes: from_agent,
             ..Default::default()
         })
     }
@@ -161,6 +220,16 @@ impl Vmm for Control {
         self.0.shutdown.notify_one();
         self.0.exit().await;
         Ok(api::ShutdownResponse::new())
+    }
+}
+
+fn processor(position: &Position) -> api::Processor {
+    let count =
+        |(kind, count): (ExitKind, u64)| api::ExitCount { kind: kind.name().to_owned(), count, ..Default::default() };
+    api::Processor {
+        instruction: position.instruction,
+        exits: position.exits.into_iter().map(count).collect(),
+        ..Default::default()
     }
 }
 

@@ -119,11 +119,20 @@ fn check(launch: &Launch) -> Result<(), LaunchError> {
     if launch.kernel_arguments.contains(|c: char| c.is_control()) {
         return refuse("kernel_arguments has a control character".into());
     }
-    let Monitor::Qemu { binary, accelerator } = &launch.monitor;
-    if !matches!(accelerator.as_str(), "kvm" | "tcg") {
-        return refuse(format!("accelerator is {accelerator:?}, neither \"kvm\" nor \"tcg\""));
-    }
-    let paths: [(&str, &Path); 8] = [
+    let of_monitor: Vec<(&str, &Path)> = match &launch.monitor {
+        Monitor::Microvm {} => Vec::new(),
+        Monitor::Qemu { accelerator, .. } if !matches!(accelerator.as_str(), "kvm" | "tcg") => {
+            return refuse(format!("accelerator is {accelerator:?}, neither \"kvm\" nor \"tcg\""));
+        }
+        Monitor::Qemu { binary, .. } => vec![("monitor's binary", binary)],
+        Monitor::Native(pod) => {
+            let netns = pod.netns.as_deref().map(|path| ("network namespace", path));
+            let own: [(&str, &Path); 4] =
+                [("agent", &pod.agent), ("state", &pod.state), ("layers", &pod.layers), ("cgroup", &pod.cgroup)];
+            own.into_iter().chain(netns).collect()
+        }
+    };
+    let paths: [(&str, &Path); 7] = [
         ("control_socket", &launch.control_socket),
         ("descriptor_socket", &launch.descriptor_socket),
         ("vsock_socket", &launch.vsock_socket),
@@ -131,15 +140,19 @@ fn check(launch: &Launch) -> Result<(), LaunchError> {
         ("console_file", &launch.console_file),
         ("kernel", &launch.kernel),
         ("initramfs", &launch.initramfs),
-        ("monitor's binary", binary),
     ];
     let file_server = launch.file_server.as_ref().map(|path: &PathBuf| ("file_server", path.as_path()));
-    for (what, path) in paths.into_iter().chain(file_server) {
+    for (what, path) in paths.into_iter().chain(file_server).chain(of_monitor) {
         if !path.is_absolute() {
             return refuse(format!("{what} is {}, not an absolute path", path.display()));
         }
     }
     Ok(())
+}
+
+/// Tells the daemon which process goes on. A daemon that is gone by now does not need to know.
+pub fn announce(mut socket: &UnixStream, process: rustix::process::Pid) {
+    let _ = socket.write_all(format!("pid {}\n", process.as_raw_nonzero()).as_bytes());
 }
 
 /// Tells the daemon how it went, and closes the socket. A daemon that is gone by now does not need to know.
@@ -178,6 +191,7 @@ mod tests {
             taps: vec![1],
             scratch_drive: Some(0),
             file_server: None,
+            jail: None,
         }
     }
 

@@ -1,13 +1,15 @@
 //! What the requests and the supervision of one pod's machine share.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Notify, watch};
 
+use crate::agent_link::AgentLink;
 use crate::descriptors::Tokens;
 use crate::devices::block::{BlockCounters, ImageDrive};
-use crate::devices::vsock::VsockHandle;
 use crate::exit::Exit;
+use crate::kvm::Machine;
 use crate::logs::Logs;
 use crate::volumes::Volumes;
 
@@ -30,13 +32,24 @@ pub enum State {
     Exited(Exit),
 }
 
+/// Takes memory from the guest, and gives it back.
+pub trait Balloon: std::fmt::Debug + Send + Sync {
+    /// Lets the balloon hold `bytes` of the guest's memory from now on.
+    ///
+    /// # Errors
+    /// When the device cannot be told.
+    fn inflate(&self, bytes: u64) -> io::Result<()>;
+}
+
 /// One pod's machine.
 #[derive(Debug)]
 pub struct Pod {
     /// For messages.
     pub sandbox_id: String,
-    /// Of QEMU.
-    pub monitor_pid: u32,
+    /// Of QEMU, or of an agent on the host; none when this process runs the guest.
+    pub monitor_pid: Option<u32>,
+    /// The guest that this process runs, once it does.
+    pub machine: OnceLock<Arc<Machine>>,
     /// Where it stands.
     pub state: watch::Sender<State>,
     /// Somebody asked for the machine's end.
@@ -47,10 +60,16 @@ pub struct Pod {
     pub images: Arc<ImageDrive>,
     /// Of both drives.
     pub block_counters: Vec<Arc<BlockCounters>>,
-    /// The guest's sockets.
-    pub vsock: VsockHandle,
+    /// The way to the agent.
+    pub agent: AgentLink,
     /// The containers' output.
     pub logs: Logs,
+    /// Guest memory in MiB, as the machine was made.
+    pub memory_mib: u64,
+    /// Takes memory from the guest, where the machine has a balloon.
+    pub balloon: Option<Box<dyn Balloon>>,
+    /// Whoever holds processors up or lets them go on has it: one does not undo what another did.
+    pub holding: Arc<tokio::sync::Mutex<()>>,
     /// The file server, when there is one.
     pub volumes: Option<Volumes>,
 }

@@ -4,11 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use crate::jail;
 use crate::launch::{self, LaunchError};
 use crate::start::{StartError, remove_sockets, start};
 use crate::supervise::Supervisor;
-use crate::sys;
+use crate::sys::{self, Fork};
+
+/// What still goes on after the exit record has this long.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Why the process ends without having carried a machine to its end.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +41,10 @@ pub fn run() -> Result<(), ProcessError> {
     match begin(&socket) {
         Ok((runtime, supervisor)) => {
             launch::answer(socket, Ok(()));
-            runtime.block_on(supervisor.run()).map_err(ProcessError::Supervise)
+            let ended = runtime.block_on(supervisor.run());
+            // Readers of a dead guest's bytes may take their time; nobody waits for this process that long.
+            runtime.shutdown_timeout(LEFTOVERS_LIMIT);
+            ended.map_err(ProcessError::Supervise)
         }
         Err(error) => {
             launch::answer(socket, Err(&error.to_string()));
@@ -48,16 +56,32 @@ pub fn run() -> Result<(), ProcessError> {
 fn begin(socket: &UnixStream) -> Result<(tokio::runtime::Runtime, Supervisor), ProcessError> {
     let orders = launch::receive(socket)?;
     let launch = orders.launch.clone();
+    if launch.jail.is_some() {
+        go_on_in_pid_namespace(socket).map_err(ProcessError::Prepare)?;
+    }
     let started = start(orders)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let supervised = runtime.and_then(|runtime| {
         let supervisor = runtime.block_on(Supervisor::begin(launch.clone(), started))?;
         Ok((runtime, supervisor))
     });
-    supervised.map_err(|error| {
-        remove_sockets(&launch);
-        ProcessError::Supervise(error)
-    })
+    let going = supervised.map_err(ProcessError::Supervise).and_then(|(runtime, mut supervisor)| {
+        // Under our own machine everything is open by now, and there is no thread but this one.
+        supervisor.go()?;
+        Ok((runtime, supervisor))
+    });
+    going.inspect_err(|_| remove_sockets(&launch))
+}
+
+/// Returns in the child. A PID namespace holds only children, and KVM ties a machine to the process that made it.
+fn go_on_in_pid_namespace(socket: &UnixStream) -> io::Result<()> {
+    match jail::enter_pid_namespace()? {
+        Fork::Child => Ok(()),
+        Fork::Parent(child) => {
+            launch::announce(socket, child);
+            std::process::exit(0)
+        }
+    }
 }
 
 /// Leaves the daemon's session and takes the launch socket off standard input.

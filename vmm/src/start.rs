@@ -1,4 +1,4 @@
-//! From orders to a machine that boots. Runs in a process with one thread until every child is spawned.
+//! From orders to a machine that can boot. Runs in a process with one thread until every child is spawned.
 
 use std::fs::File;
 use std::io;
@@ -7,21 +7,32 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_proto::GUEST_CID;
-use bulkhead_proto::launch::Launch;
+use bulkhead_proto::launch::{Launch, Monitor};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::console::ConsoleFile;
-use crate::devices::block::{BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile};
-use crate::devices::vsock::{VsockConfig, VsockDevice, VsockHandle};
+use crate::agent_link::AgentLink;
+use crate::console::{Console, ConsoleFile, Words};
+use crate::devices::balloon::{Balloon, BalloonDevice};
+use crate::devices::block::{BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile, VirtioBlock};
+use crate::devices::fs::{Fs, FsConfig, connected};
+use crate::devices::net::{Net, NetConfig, NetDevice, Tap, TapError};
+use crate::devices::rate_limiter::Limits;
+use crate::devices::rng::Rng;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::vsock::{VirtioVsock, VsockConfig, VsockDevice};
 use crate::launch::Orders;
+use crate::monitor::microvm::{self, Prepared};
 use crate::monitor::{self, Backends, MonitorError, Running};
+use crate::native;
 use crate::sys;
 use crate::vhost_user::{ServeError, ServerHandle, serve_block, serve_vsock};
 
+/// What the agent mounts; QEMU's command line says the same.
+const VOLUMES_TAG: &str = "volumes";
 /// Longest wait for the guest to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -46,35 +57,50 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// A network device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The jail.
+    #[error(transparent)]
+    Jail(#[from] crate::jail::JailError),
     /// A device's threads.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// QEMU.
+    /// QEMU, or our own machine.
     #[error(transparent)]
     Monitor(#[from] MonitorError),
 }
 
-/// A machine that boots, before anybody looks after it.
+/// What runs the guest.
+#[derive(Debug)]
+pub enum Guest {
+    /// QEMU boots, and the devices' threads serve it; or an agent on the host runs, without any.
+    Process(Running, Vec<ServerHandle>),
+    /// Complete; its processors have not started.
+    Microvm(Box<Prepared>),
+}
+
+/// A machine before anybody looks after it.
 #[derive(Debug)]
 pub struct Started {
-    /// QEMU.
-    pub monitor: Running,
+    /// What runs it.
+    pub guest: Guest,
     /// The file server's process and the socket for its requests.
     pub file_server: Option<(Child, UnixStream)>,
     /// vmm.proto is served here.
     pub control: UnixListener,
     /// Descriptors come in here.
     pub descriptors: UnixListener,
-    /// The guest's sockets.
-    pub vsock: VsockHandle,
+    /// The way to the agent.
+    pub agent: AgentLink,
     /// The drive that images appear on.
     pub images: Arc<ImageDrive>,
     /// Of both drives.
     pub block_counters: Vec<Arc<BlockCounters>>,
-    /// The devices' threads.
-    pub servers: Vec<ServerHandle>,
-    /// For the guest's console.
-    pub console: ConsoleFile,
+    /// The guest's console.
+    pub console: Words,
+    /// Where it is kept.
+    pub console_file: Arc<Mutex<ConsoleFile>>,
 }
 
 /// Starts everything. On an error nothing is left: children end with this process, files are removed.
@@ -83,16 +109,30 @@ pub struct Started {
 /// When anything that the machine needs cannot be had.
 pub fn start(orders: Orders) -> Result<Started, StartError> {
     let Orders { launch, taps, scratch } = orders;
-    let result = build(&launch, taps, scratch);
+    let result = match &launch.monitor {
+        Monitor::Microvm {} => build(&launch, taps, scratch, prepare_microvm),
+        Monitor::Qemu { binary, accelerator } => {
+            build(&launch, taps, scratch, |launch, _, devices| start_qemu(launch, (binary, accelerator), devices))
+        }
+        Monitor::Native(pod) => native::start(&launch, pod),
+    };
     if result.is_err() {
         remove_sockets(&launch);
     }
     result
 }
 
-fn build(launch: &Launch, taps: Vec<OwnedFd>, scratch: Option<File>) -> Result<Started, StartError> {
+/// Makes what every machine has, and hands it to `run`.
+fn build(
+    launch: &Launch,
+    taps: Vec<OwnedFd>,
+    scratch: Option<File>,
+    run: impl FnOnce(&Launch, Console, Devices) -> Result<(Guest, Option<FileServer>), StartError>,
+) -> Result<Started, StartError> {
     monitor::check_files(launch)?;
-    let console = ConsoleFile::open(&launch.console_file).map_err(at("open the console file", &launch.console_file))?;
+    let console_file = ConsoleFile::open(&launch.console_file);
+    let console_file = console_file.map_err(at("open the console file", &launch.console_file))?;
+    let (console, console_file) = (Words::default(), Arc::new(Mutex::new(console_file)));
     let control = listen(&launch.control_socket)?;
     let descriptors = listen(&launch.descriptor_socket)?;
     let device = |device| move |source| StartError::Device { device, source };
@@ -105,41 +145,110 @@ fn build(launch: &Launch, taps: Vec<OwnedFd>, scratch: Option<File>) -> Result<S
     let scratch =
         scratch.map(|file| RawFile::new(file, FlushPolicy::Ephemeral)).transpose().map_err(device("scratch drive"))?;
     let images = Arc::new(ImageDrive::new());
+    let image_device = Arc::new(BlockDevice::new(images.clone(), block_config("images")));
+    let scratch_device = scratch.map(|scratch| Arc::new(BlockDevice::new(Arc::new(scratch), block_config("scratch"))));
+    let block_counters = [Some(&image_device), scratch_device.as_ref()];
+    let block_counters = block_counters.into_iter().flatten().map(|device| device.counters()).collect();
+    let devices = Devices { vsock: vsock_device, images: image_device, scratch: scratch_device, taps };
+    let (guest, file_server) = run(launch, Console::new(console.clone(), console_file.clone()), devices)?;
+    let agent = AgentLink::Vsock(vsock);
+    Ok(Started { guest, file_server, control, descriptors, agent, images, block_counters, console, console_file })
+}
 
-    let pairs = Pairs::make(launch, scratch.is_some())?;
+/// What every machine has.
+struct Devices {
+    vsock: VsockDevice,
+    images: Arc<BlockDevice>,
+    scratch: Option<Arc<BlockDevice>>,
+    taps: Vec<OwnedFd>,
+}
+
+type FileServer = (Child, UnixStream);
+
+fn start_qemu(
+    launch: &Launch,
+    (binary, accelerator): (&Path, &str),
+    devices: Devices,
+) -> Result<(Guest, Option<FileServer>), StartError> {
+    let pairs = Pairs::make(launch, devices.scratch.is_some())?;
     let Pairs { vsock: vsock_pair, images: image_pair, scratch: scratch_pair, volumes: volume_pair } = pairs;
-    let mut file_server = None;
-    let mut volume_connection = None;
-    if let (Some(binary), Some((listener, connection))) = (&launch.file_server, volume_pair) {
-        file_server = Some(start_file_server(binary, listener)?);
-        volume_connection = Some(connection);
-    }
+    let (file_server, volume_connection) = start_volumes(launch, volume_pair)?.unzip();
     let (scratch_listener, scratch_connection) = scratch_pair.unzip();
     let backends =
         Backends { vsock: vsock_pair.1, images: image_pair.1, scratch: scratch_connection, volumes: volume_connection };
-    let monitor = match monitor::start(launch, taps, backends) {
-        Ok(monitor) => monitor,
+    let running = match monitor::start_qemu(launch, binary, accelerator, devices.taps, backends) {
+        Ok(running) => running,
         Err(error) => {
-            if let Some((mut child, _)) = file_server {
-                // Already gone is as good.
-                let _ = child.kill();
-                let _ = child.wait();
-            }
+            end_file_server(file_server);
             return Err(error.into());
         }
     };
-
     // Threads from here on. QEMU waits for the first words of the devices.
-    let image_device = Arc::new(BlockDevice::new(images.clone(), block_config("images")));
-    let mut block_counters = vec![image_device.counters()];
     let mut servers =
-        vec![serve_vsock(vsock_device, vsock_pair.0, "vsock")?, serve_block(image_device, image_pair.0, "images")?];
-    if let (Some(scratch), Some(listener)) = (scratch, scratch_listener) {
-        let scratch_device = Arc::new(BlockDevice::new(Arc::new(scratch), block_config("scratch")));
-        block_counters.push(scratch_device.counters());
-        servers.push(serve_block(scratch_device, listener, "scratch")?);
+        vec![serve_vsock(devices.vsock, vsock_pair.0, "vsock")?, serve_block(devices.images, image_pair.0, "images")?];
+    if let (Some(scratch), Some(listener)) = (devices.scratch, scratch_listener) {
+        servers.push(serve_block(scratch, listener, "scratch")?);
     }
-    Ok(Started { monitor, file_server, control, descriptors, vsock, images, block_counters, servers, console })
+    Ok((Guest::Process(running, servers), file_server))
+}
+
+/// Opens all that the machine needs. KVM ties it to this process, so nothing may fork from here on.
+fn prepare_microvm(
+    launch: &Launch,
+    console: Console,
+    devices: Devices,
+) -> Result<(Guest, Option<FileServer>), StartError> {
+    let volumes = launch.file_server.is_some().then(|| Pairs::one(launch)).transpose()?;
+    let (file_server, connection) = start_volumes(launch, volumes)?.unzip();
+    let prepared = virtio_devices(devices, connection).and_then(|all| Ok(microvm::prepare(launch, console, all)?));
+    match prepared {
+        Ok(prepared) => Ok((Guest::Microvm(Box::new(prepared)), file_server)),
+        Err(error) => {
+            end_file_server(file_server);
+            Err(error)
+        }
+    }
+}
+
+/// In the order in which the guest finds them.
+fn virtio_devices(devices: Devices, volumes: Option<UnixStream>) -> Result<Vec<Box<dyn VirtioDevice>>, StartError> {
+    let mut all: Vec<Box<dyn VirtioDevice>> =
+        vec![Box::new(VirtioVsock::new(devices.vsock)), Box::new(VirtioBlock::new("images", devices.images))];
+    if let Some(scratch) = devices.scratch {
+        all.push(Box::new(VirtioBlock::new("scratch", scratch)));
+    }
+    for (index, tap) in devices.taps.into_iter().enumerate() {
+        all.push(Box::new(network(index, tap)?));
+    }
+    all.push(Box::new(Rng::default()));
+    if let Some(connection) = volumes {
+        let config = FsConfig { tag: VOLUMES_TAG.to_owned(), request_queues: 1 };
+        all.push(Box::new(Fs::new(config, connected(connection))));
+    }
+    let balloon = BalloonDevice::new().map_err(|source| StartError::Device { device: "balloon", source })?;
+    all.push(Box::new(Balloon::new(balloon)));
+    Ok(all)
+}
+
+/// The pod's agent gives it the address and MTU that CNI chose.
+fn network(index: usize, tap: OwnedFd) -> Result<Net, StartError> {
+    let tap = Tap::new(tap)?;
+    let limits = Limits::default();
+    let config = NetConfig { name: format!("net{index}"), mac: None, mtu: None, rx_limits: limits, tx_limits: limits };
+    Ok(Net::new(NetDevice::new(vec![Box::new(tap)], config)))
+}
+
+fn start_volumes(launch: &Launch, pair: Option<Pair>) -> Result<Option<(FileServer, UnixStream)>, StartError> {
+    let (Some(binary), Some((listener, connection))) = (&launch.file_server, pair) else { return Ok(None) };
+    Ok(Some((start_file_server(binary, listener)?, connection)))
+}
+
+fn end_file_server(server: Option<FileServer>) {
+    if let Some((mut child, _)) = server {
+        // Already gone is as good.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }
 
 fn block_config(serial: &str) -> BlockConfig {
@@ -151,7 +260,7 @@ fn at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Start
 }
 
 /// The umask makes it this user's alone.
-fn listen(path: &Path) -> Result<UnixListener, StartError> {
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, StartError> {
     let listener = UnixListener::bind(path).map_err(at("listen on", path))?;
     rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(0o600))
         .map_err(|error| at("protect", path)(error.into()))?;
@@ -171,21 +280,31 @@ struct Pairs {
 
 impl Pairs {
     fn make(launch: &Launch, has_scratch: bool) -> Result<Self, StartError> {
+        Self::within(launch, |path| {
+            Ok(Self {
+                vsock: Self::connect(path)?,
+                images: Self::connect(path)?,
+                scratch: has_scratch.then(|| Self::connect(path)).transpose()?,
+                volumes: launch.file_server.is_some().then(|| Self::connect(path)).transpose()?,
+            })
+        })
+    }
+
+    /// A single pair.
+    fn one(launch: &Launch) -> Result<Pair, StartError> {
+        Self::within(launch, Self::connect)
+    }
+
+    /// Makes something at a path that nobody else reaches, and that is gone again afterwards.
+    fn within<T>(launch: &Launch, make: impl FnOnce(&Path) -> Result<T, StartError>) -> Result<T, StartError> {
         let mut directory = launch.control_socket.clone().into_os_string();
         directory.push(".vhost");
         let directory = PathBuf::from(directory);
         std::fs::DirBuilder::new().mode(0o700).create(&directory).map_err(at("make the directory", &directory))?;
         let path = directory.join("s");
-        let made = (|| {
-            Ok(Self {
-                vsock: Self::connect(&path)?,
-                images: Self::connect(&path)?,
-                scratch: has_scratch.then(|| Self::connect(&path)).transpose()?,
-                volumes: launch.file_server.is_some().then(|| Self::connect(&path)).transpose()?,
-            })
-        })();
+        let made = make(&path);
         let removed = std::fs::remove_dir(&directory).map_err(at("remove the directory", &directory));
-        made.and_then(|pairs| removed.map(|()| pairs))
+        made.and_then(|made| removed.map(|()| made))
     }
 
     fn connect(path: &Path) -> Result<Pair, StartError> {
@@ -196,7 +315,7 @@ impl Pairs {
     }
 }
 
-fn start_file_server(binary: &Path, listener: UnixListener) -> Result<(Child, UnixStream), StartError> {
+fn start_file_server(binary: &Path, listener: UnixListener) -> Result<FileServer, StartError> {
     let failed = |source: io::Error| at("start the file server", binary)(source);
     let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|error| failed(error.into()))?;

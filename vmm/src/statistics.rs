@@ -1,7 +1,8 @@
 //! How much memory a process holds beside the guest's.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The guest's RAM in /proc/PID/smaps: a memfd of that name, mapped by every process that serves the guest.
 const GUEST_RAM: &str = "/memfd:";
@@ -12,6 +13,33 @@ const GUEST_RAM: &str = "/memfd:";
 /// When the process is gone.
 pub fn own_memory(pid: u32) -> io::Result<u64> {
     Ok(sum(&fs::read_to_string(format!("/proc/{pid}/smaps"))?))
+}
+
+/// The calling process's /proc/self/smaps, for when there is no /proc.
+static OWN: OnceLock<Mutex<File>> = OnceLock::new();
+
+/// Keeps the file open that [`this_process`] reads.
+///
+/// # Errors
+/// When /proc is not mounted.
+pub fn keep_own() -> io::Result<()> {
+    let file = File::open("/proc/self/smaps")?;
+    // A second one is as good as the first.
+    let _ = OWN.set(Mutex::new(file));
+    Ok(())
+}
+
+/// [`own_memory`] of this process.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn this_process() -> io::Result<u64> {
+    let Some(file) = OWN.get() else { return own_memory(std::process::id()) };
+    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(sum(&text))
 }
 
 fn sum(smaps: &str) -> u64 {

@@ -1,13 +1,14 @@
 //! Looks after a machine from its start to its exit record.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use bulkhead_proto::launch::Launch;
-use bulkhead_proto::{AGENT_READY_PORT, vmm_ttrpc};
+use bulkhead_proto::launch::{JailUser, Launch, Monitor};
+use bulkhead_proto::vmm_ttrpc;
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -19,11 +20,17 @@ use tokio::task::JoinHandle;
 use crate::console::Words;
 use crate::control::Control;
 use crate::descriptors::Tokens;
-use crate::exit::{self, Cause, Evidence, Exit};
+use crate::exit::{self, Cause, Evidence, Exit, How};
+use crate::jail::{self, Plan, Role};
+use crate::kvm::{End, Machine};
 use crate::logs::Logs;
+use crate::monitor::microvm::Prepared;
+use crate::native;
 use crate::pod::{Pod, State};
-use crate::start::{Started, remove_sockets};
+use crate::start::{self, StartError, Started, remove_sockets};
+use crate::statistics;
 use crate::sys;
+use crate::vhost_user::ServerHandle;
 use crate::volumes::Volumes;
 
 /// A kernel that panicked resets the machine at once; one that cannot is ended after this time.
@@ -72,7 +79,71 @@ impl FileServer {
         let _ = self.requests.shutdown(std::net::Shutdown::Both);
         match tokio::time::timeout(FILE_SERVER_GRACE, self.process.ended()).await {
             Ok(ended) => ended.map(drop),
+            // It is not this user's to kill, and ends with this process.
+            Err(_) if jail::is_jailed() => Ok(()),
             Err(_) => self.process.kill().await.map(drop),
+        }
+    }
+}
+
+/// What runs the guest.
+enum Guest {
+    /// A child, with the readers of its output and the threads of its devices.
+    Process { process: Watched, readers: [JoinHandle<()>; 2], devices: Vec<ServerHandle> },
+    /// Not yet.
+    Prepared(Option<Box<Prepared>>),
+    /// This process.
+    Microvm { machine: Arc<Machine>, ends: mpsc::UnboundedReceiver<End>, end: Option<End> },
+}
+
+impl Guest {
+    /// Waits until it ends by itself.
+    async fn ended(&mut self) -> io::Result<How> {
+        match self {
+            Self::Process { process, .. } => process.ended().await.map(How::Process),
+            Self::Microvm { machine, ends, end } => {
+                // Kept: whoever waits may be interrupted by something else, and come back.
+                if end.is_none() {
+                    *end = ends.recv().await;
+                }
+                let end = end.clone().unwrap_or(End::Failed("all processors ended".into()));
+                let machine = machine.clone();
+                tokio::task::spawn_blocking(move || machine.stop()).await.map_err(io::Error::other)?;
+                Ok(How::Machine(end))
+            }
+            Self::Prepared(_) => std::future::pending().await,
+        }
+    }
+
+    /// Ends it, whatever it does.
+    async fn kill(&mut self) -> io::Result<How> {
+        match self {
+            Self::Process { process, .. } => process.kill().await.map(How::Process),
+            Self::Microvm { machine, ends, end } => {
+                let machine = machine.clone();
+                tokio::task::spawn_blocking(move || machine.stop()).await.map_err(io::Error::other)?;
+                // It may have been faster.
+                let end = end.take().or_else(|| ends.try_recv().ok());
+                Ok(end.map_or(How::Stopped, How::Machine))
+            }
+            Self::Prepared(_) => Ok(How::Stopped),
+        }
+    }
+
+    /// After its end: reads its last words, and lets go of what delivers the guest's last bytes.
+    async fn settle(&mut self) {
+        match self {
+            Self::Process { readers, .. } => {
+                for reader in readers {
+                    let _ = tokio::time::timeout(WORDS_LIMIT, reader).await;
+                }
+            }
+            Self::Microvm { machine, .. } => {
+                let machine = machine.clone();
+                // As long as readers take; the process does not wait for it.
+                drop(tokio::task::spawn_blocking(move || machine.release()));
+            }
+            Self::Prepared(_) => {}
         }
     }
 }
@@ -81,15 +152,15 @@ impl FileServer {
 pub struct Supervisor {
     launch: Launch,
     pod: Arc<Pod>,
-    monitor: Watched,
+    guest: Guest,
     started: Instant,
     file_server: Option<FileServer>,
+    /// Where there will be no path to it.
+    exit_file: Option<File>,
     console: Words,
     monitor_words: Words,
-    readers: [JoinHandle<()>; 2],
     server: ttrpc::r#async::Server,
     ready: mpsc::Receiver<std::os::unix::net::UnixStream>,
-    devices: Vec<crate::vhost_user::ServerHandle>,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -104,18 +175,25 @@ impl Supervisor {
     /// # Errors
     /// When the runtime cannot watch a descriptor.
     pub async fn begin(launch: Launch, started: Started) -> io::Result<Self> {
-        let Started { mut monitor, file_server, control, descriptors, vsock, images, block_counters, servers, console } =
+        let Started { guest, file_server, control, descriptors, agent, images, block_counters, console, console_file } =
             started;
-        let ready = vsock.listen(AGENT_READY_PORT)?;
-        let file = Arc::new(Mutex::new(console));
-        let (console, monitor_words) = (Words::default(), Words::default());
-        let pipe = |end: Option<OwnedFd>| pipe::Receiver::from_owned_fd(end.ok_or(io::ErrorKind::BrokenPipe)?);
-        let output = pipe(monitor.child.stdout.take().map(OwnedFd::from))?;
-        let errors = pipe(monitor.child.stderr.take().map(OwnedFd::from))?;
-        let readers = [
-            tokio::spawn(console.clone().follow(output, file.clone())),
-            tokio::spawn(monitor_words.clone().follow(errors, file)),
-        ];
+        let ready = agent.ready()?;
+        let monitor_words = Words::default();
+        let (started, monitor_pid, guest) = match guest {
+            start::Guest::Microvm(prepared) => (Instant::now(), None, Guest::Prepared(Some(prepared))),
+            start::Guest::Process(mut running, devices) => {
+                let pipe = |end: Option<OwnedFd>| pipe::Receiver::from_owned_fd(end.ok_or(io::ErrorKind::BrokenPipe)?);
+                let output = pipe(running.child.stdout.take().map(OwnedFd::from))?;
+                let errors = pipe(running.child.stderr.take().map(OwnedFd::from))?;
+                let readers = [
+                    tokio::spawn(console.clone().follow(output, console_file.clone())),
+                    tokio::spawn(monitor_words.clone().follow(errors, console_file)),
+                ];
+                let pid = running.child.id();
+                let process = Watched::new(running.child)?;
+                (running.started, Some(pid), Guest::Process { process, readers, devices })
+            }
+        };
         let (file_server, volumes) = match file_server {
             Some((child, socket)) => {
                 socket.set_nonblocking(true)?;
@@ -127,34 +205,54 @@ impl Supervisor {
         };
         let pod = Arc::new(Pod {
             sandbox_id: launch.sandbox_id.clone(),
-            monitor_pid: monitor.child.id(),
+            monitor_pid,
+            machine: OnceLock::new(),
             state: watch::Sender::new(State::Booting),
             shutdown: Notify::new(),
             tokens: Tokens::default(),
             images,
             block_counters,
-            logs: Logs::new(vsock.clone()),
-            vsock,
+            logs: Logs::new(agent.clone()),
+            agent,
             volumes,
+            memory_mib: launch.memory_mib,
+            balloon: None,
+            holding: Arc::default(),
         });
         descriptors.set_nonblocking(true)?;
         tokio::spawn(pod.tokens.clone().serve(UnixListener::from_std(descriptors)?));
         let server = serve(pod.clone(), control).await?;
-        let started = monitor.started;
-        let monitor = Watched::new(monitor.child)?;
-        Ok(Self {
-            launch,
-            pod,
-            monitor,
-            started,
-            file_server,
-            console,
-            monitor_words,
-            readers,
-            server,
-            ready,
-            devices: servers,
-        })
+        Ok(Self { launch, pod, guest, started, file_server, exit_file: None, console, monitor_words, server, ready })
+    }
+
+    /// Starts a machine that is to run in this process.
+    ///
+    /// # Errors
+    /// When its processors cannot start.
+    pub fn go(&mut self) -> Result<(), StartError> {
+        if let Guest::Prepared(prepared) = &mut self.guest
+            && let Some(prepared) = prepared.take()
+        {
+            self.started = Instant::now();
+            self.close_walls()?;
+            let (machine, ends) = prepared.start()?;
+            let machine = self.pod.machine.get_or_init(|| Arc::new(machine)).clone();
+            self.guest = Guest::Microvm { machine, ends, end: None };
+            jail::enter_thread(Role::Control);
+        }
+        Ok(())
+    }
+
+    /// Opens what takes a path and is needed later, and enters the jail that was ordered.
+    fn close_walls(&mut self) -> Result<(), StartError> {
+        let Some(JailUser { uid, gid }) = self.launch.jail else { return Ok(()) };
+        let path = &self.launch.exit_file;
+        let failed = |step| move |source| StartError::Path { step, path: path.clone(), source };
+        self.exit_file = Some(exit::create_record(path).map_err(failed("create the exit record"))?);
+        statistics::keep_own().map_err(failed("keep /proc/self/smaps open beside"))?;
+        let report = jail::enter(&Plan { uid, gid })?;
+        tracing::info!(sandbox = self.pod.sandbox_id, uid, "jailed; Landlock: {}", report.landlock);
+        Ok(())
     }
 
     /// To the machine's end: writes the exit record, tells everybody who waits, and leaves nothing behind.
@@ -162,13 +260,15 @@ impl Supervisor {
     /// # Errors
     /// When the monitor cannot be waited for.
     pub async fn run(mut self) -> io::Result<()> {
-        let (status, ended_for) = self.watch().await?;
-        for reader in &mut self.readers {
-            let _ = tokio::time::timeout(WORDS_LIMIT, reader).await;
+        let (how, ended_for) = self.watch().await?;
+        self.guest.settle().await;
+        if let Monitor::Native(pod) = &self.launch.monitor {
+            native::kill_containers(pod);
         }
         let evidence = Evidence {
+            is_machine: !matches!(self.launch.monitor, Monitor::Native(_)),
             ended_for,
-            status,
+            how,
             was_ready: matches!(&*self.pod.state.borrow(), State::Ready { .. }),
             panic: self.console.panic(),
             console: self.console.last_lines(8),
@@ -182,13 +282,13 @@ impl Supervisor {
     }
 
     /// Waits for the monitor's end, and brings it about when there is a cause.
-    async fn watch(&mut self) -> io::Result<(ExitStatus, Option<Cause>)> {
+    async fn watch(&mut self) -> io::Result<(How, Option<Cause>)> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut is_ready = false;
         let cause = loop {
             tokio::select! {
                 biased;
-                status = self.monitor.ended() => return Ok((status?, None)),
+                how = self.guest.ended() => return Ok((how?, None)),
                 () = self.pod.shutdown.notified() => break Cause::Shutdown,
                 _ = terminate.recv() => break Cause::Shutdown,
                 Some(_) = self.ready.recv(), if !is_ready => {
@@ -199,8 +299,8 @@ impl Supervisor {
                 }
                 how = file_server_end(self.file_server.as_mut()) => break Cause::FileServer(how),
                 () = self.console.panicked() => {
-                    if let Ok(status) = tokio::time::timeout(PANIC_GRACE, self.monitor.ended()).await {
-                        return Ok((status?, None));
+                    if let Ok(how) = tokio::time::timeout(PANIC_GRACE, self.guest.ended()).await {
+                        return Ok((how?, None));
                     }
                     break Cause::Panic;
                 }
@@ -208,16 +308,29 @@ impl Supervisor {
         };
         if let Cause::FileServer(_) = &cause {
             // It ends with the monitor's connection: then the monitor's end is the cause.
-            if let Ok(status) = tokio::time::timeout(Duration::from_millis(200), self.monitor.ended()).await {
-                return Ok((status?, None));
+            if let Ok(how) = tokio::time::timeout(Duration::from_millis(200), self.guest.ended()).await {
+                return Ok((how?, None));
             }
         }
-        let status = self.monitor.kill().await?;
-        Ok((status, Some(cause)))
+        if let Guest::Process { process, .. } = &mut self.guest
+            && let Monitor::Native(_) = &self.launch.monitor
+        {
+            native::ask_to_end(&process.child);
+            if let Ok(status) = tokio::time::timeout(native::END_LIMIT, process.ended()).await {
+                return Ok((How::Process(status?), Some(cause)));
+            }
+            tracing::warn!(sandbox = self.pod.sandbox_id, "the agent did not end when told; killing it");
+        }
+        let how = self.guest.kill().await?;
+        Ok((how, Some(cause)))
     }
 
     async fn finish(mut self, exit: Exit) {
-        if let Err(error) = exit::write_record(&self.launch.exit_file, &exit, self.pod.logs.exits()) {
+        let written = match &mut self.exit_file {
+            Some(file) => exit::fill_record(file, &exit, self.pod.logs.exits()),
+            None => exit::write_record(&self.launch.exit_file, &exit, self.pod.logs.exits()),
+        };
+        if let Err(error) = written {
             tracing::error!("cannot write the exit record {}: {error}", self.launch.exit_file.display());
         }
         if let Some(mut server) = self.file_server.take()
@@ -231,8 +344,8 @@ impl Supervisor {
         if let Err(error) = self.server.shutdown().await {
             tracing::warn!("cannot end the control server: {error}");
         }
-        for device in &self.devices {
-            device.stop();
+        if let Guest::Process { devices, .. } = &self.guest {
+            devices.iter().for_each(ServerHandle::stop);
         }
     }
 }

@@ -18,6 +18,7 @@ use super::frames::{Decoder, Piece};
 use super::sink::Sink;
 use super::timestamp;
 use crate::exit::now_ns;
+use crate::jail::{self, Role};
 
 /// Bytes taken off the connection at a time.
 const CHUNK: usize = 32 * 1024;
@@ -69,10 +70,10 @@ impl Follower {
             sink: Sink::new(container, target),
             records: Vec::new(),
         };
-        std::thread::Builder::new()
-            .name("log".into())
-            .stack_size(STACK)
-            .spawn(move || ended.send_replace(Some(copy.run())))?;
+        std::thread::Builder::new().name("log".into()).stack_size(STACK).spawn(move || {
+            jail::enter_thread(Role::Device);
+            ended.send_replace(Some(copy.run()))
+        })?;
         Ok(Self { orders, end })
     }
 

@@ -1,7 +1,7 @@
 //! Containers' output, from the agent's stdio port to log files in CRI's format.
 //!
 //! ```text
-//! agent --vsock--> Decoder --bytes--> Formatter --records--> Sink --write(2)--> log file
+//! agent --frames--> Decoder --bytes--> Formatter --records--> Sink --write(2)--> log file
 //! ```
 
 mod follow;
@@ -26,7 +26,7 @@ use protobuf::Message;
 
 use self::follow::Follower;
 pub use self::follow::LogEnd;
-use crate::devices::vsock::VsockHandle;
+use crate::agent_link::AgentLink;
 
 /// Containers of one pod; a thread each.
 const MAX_LOGS: usize = 1024;
@@ -72,7 +72,7 @@ pub enum LogError {
 /// The logs of a pod's containers. A place without a follower is one that is being connected.
 pub struct Logs {
     followers: Mutex<HashMap<String, Option<Arc<Follower>>>>,
-    vsock: VsockHandle,
+    agent: AgentLink,
 }
 
 impl std::fmt::Debug for Logs {
@@ -84,8 +84,8 @@ impl std::fmt::Debug for Logs {
 impl Logs {
     /// None are attached yet.
     #[must_use]
-    pub fn new(vsock: VsockHandle) -> Self {
-        Self { followers: Mutex::default(), vsock }
+    pub fn new(agent: AgentLink) -> Self {
+        Self { followers: Mutex::default(), agent }
     }
 
     /// Copies a container's output into `target`, or nowhere, from its first byte on.
@@ -98,7 +98,7 @@ impl Logs {
         }
         let place = self.reserve(container)?;
         let failed = |source| LogError::Connect { container: container.to_owned(), source };
-        let mut stream = self.vsock.connect(AGENT_STDIO_PORT).await.map_err(failed)?;
+        let mut stream = self.agent.connect(AGENT_STDIO_PORT).await.map_err(failed)?;
         let follower = say_hello(&mut stream, container)
             .and_then(|()| Follower::start(container, stream, target))
             .map_err(failed)?;

@@ -1,15 +1,16 @@
-//! The process that runs the guest's instructions.
+//! What runs the guest's instructions: QEMU, a process of its own, or [`microvm`], a machine in this one.
 
+pub mod microvm;
 mod qemu;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use bulkhead_proto::launch::{Launch, Monitor};
+use bulkhead_proto::launch::Launch;
 
 pub use self::qemu::Machine;
 use crate::sys;
@@ -17,14 +18,19 @@ use crate::sys;
 /// The monitor does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// QEMU's binary.
-    #[error("cannot start QEMU {}: {source}", binary.display())]
+    /// A program.
+    #[error("cannot start {what} {}: {source}", binary.display())]
     Spawn {
+        /// QEMU or the agent.
+        what: &'static str,
         /// Its path.
         binary: PathBuf,
         /// Why.
         source: io::Error,
     },
+    /// Our own machine.
+    #[error(transparent)]
+    Machine(#[from] crate::kvm::MachineError),
     /// A file of the guest.
     #[error("cannot read the guest's {what} {}: {source}", path.display())]
     File {
@@ -74,8 +80,13 @@ pub fn check_files(launch: &Launch) -> Result<(), MonitorError> {
 ///
 /// # Errors
 /// When QEMU cannot be executed.
-pub fn start(launch: &Launch, taps: Vec<OwnedFd>, backends: Backends) -> Result<Running, MonitorError> {
-    let Monitor::Qemu { binary, accelerator } = &launch.monitor;
+pub fn start_qemu(
+    launch: &Launch,
+    binary: &Path,
+    accelerator: &str,
+    taps: Vec<OwnedFd>,
+    backends: Backends,
+) -> Result<Running, MonitorError> {
     let machine = Machine {
         name: &launch.sandbox_id,
         accelerator,
@@ -97,6 +108,7 @@ pub fn start(launch: &Launch, taps: Vec<OwnedFd>, backends: Backends) -> Result<
     let keep = taps.into_iter().chain(connections.into_iter().flatten().map(OwnedFd::from)).collect();
     sys::bind_child(&mut command, keep);
     let started = Instant::now();
-    let child = command.spawn().map_err(|source| MonitorError::Spawn { binary: binary.clone(), source })?;
+    let child =
+        command.spawn().map_err(|source| MonitorError::Spawn { what: "QEMU", binary: binary.to_owned(), source })?;
     Ok(Running { child, started })
 }

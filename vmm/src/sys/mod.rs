@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::sched::CloneFlags;
 use rustix::fs::{Dir, Mode, OFlags, openat};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
@@ -77,6 +78,24 @@ pub fn bind_child(command: &mut Command, keep: Vec<OwnedFd>) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Lets the agent's process inherit `ready` under the same number, run in the network namespace `netns`, and be asked to end
+/// when this thread does: an agent that is killed instead leaves its containers running.
+pub fn bind_agent(command: &mut Command, ready: OwnedFd, netns: Option<OwnedFd>) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        if let Some(netns) = &netns {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        }
+        Ok(rustix::io::fcntl_setfd(&ready, FdFlags::empty())?)
+    };
+    // SAFETY: runs between fork and exec, and only makes system calls: no allocation, no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
 /// SIGKILL for this process when the parent thread ends; an error when it has already.
 ///
 /// # Errors
@@ -109,15 +128,52 @@ pub enum Fork {
 /// # Errors
 /// `Unsupported` when there are more threads, else the kernel's.
 pub fn fork(proc: impl AsFd) -> io::Result<Fork> {
+    need_one_thread(proc)?;
+    // SAFETY: with one thread no lock can be held by another that does not exist in the child.
+    forked(unsafe { libc::fork() }.into())
+}
+
+/// Like [`fork`], but the new process is a child of this process's parent, in namespaces of its own as `own` says.
+///
+/// # Errors
+/// As [`fork`].
+pub fn fork_sibling(proc: impl AsFd, own: CloneFlags) -> io::Result<Fork> {
+    need_one_thread(proc)?;
+    let flags = libc::c_long::from(own.bits() | libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM the child has a copy of everything, as after fork; with one thread no lock can be held by
+    // another that does not exist in the child. A null stack means the caller's, and the other pointers are not used.
+    forked(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })
+}
+
+/// A panic shall say where it was, and not look for files to say more.
+///
+/// # Errors
+/// `Unsupported` when there are more threads.
+pub fn forget_backtraces() -> io::Result<()> {
+    need_one_thread(rustix::fs::open("/proc", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)?;
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: there is no other thread that could read the environment at the same time.
+        unsafe { std::env::remove_var(name) };
+    }
+    Ok(())
+}
+
+fn need_one_thread(proc: impl AsFd) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let tasks = Dir::read_from(openat(proc, "self/task", flags, Mode::empty())?)?.collect::<Result<Vec<_>, _>>()?;
     if tasks.iter().filter(|entry| !entry.file_name().to_bytes().starts_with(b".")).count() != 1 {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "fork needs a process with one thread"));
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this takes a process with one thread"));
     }
-    // SAFETY: with one thread no lock can be held by another that does not exist in the child.
-    match unsafe { libc::fork() } {
+    Ok(())
+}
+
+fn forked(result: libc::c_long) -> io::Result<Fork> {
+    match result {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        pid => Pid::from_raw(pid).map(Fork::Parent).ok_or_else(|| io::ErrorKind::Other.into()),
+        pid => {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            pid.map(Fork::Parent).ok_or_else(|| io::ErrorKind::Other.into())
+        }
     }
 }

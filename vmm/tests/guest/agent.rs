@@ -26,6 +26,7 @@ struct SockaddrVm {
 }
 
 unsafe extern "C" {
+    fn tcdrain(fd: i32) -> i32;
     fn socket(domain: i32, kind: i32, protocol: i32) -> i32;
     fn connect(fd: i32, address: *const SockaddrVm, len: u32) -> i32;
     fn bind(fd: i32, address: *const SockaddrVm, len: u32) -> i32;
@@ -147,6 +148,8 @@ fn command(mut stream: File) {
         "die" => std::process::exit(7),
         "off" => {
             println!("bulkhead-agent: power off");
+            // What a reset finds in the console's buffer is lost.
+            unsafe { tcdrain(1) };
             unsafe { reboot(0x0123_4567) };
             unreachable!()
         }
