@@ -1,26 +1,13 @@
 //! A socket device whose guest sends whatever the input says, while the host's ends read, write and close.
 #![no_main]
 
-#[path = "../../tests/driver/mod.rs"]
-mod driver;
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use driver::vsock::{Packet, Rig};
-use driver::{BUFFERS, Buffer};
+use bulkhead_vmm_fuzz::Input;
+use bulkhead_vmm_fuzz::driver::vsock::{Packet, Rig};
+use bulkhead_vmm_fuzz::driver::{BUFFERS, Buffer};
 use libfuzzer_sys::fuzz_target;
-
-/// Takes fixed pieces off the input.
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*head)
-    }
-}
 
 fn packet(input: &mut Input<'_>) -> Option<Packet> {
     let [op, ports, flags, odd, len] = input.take()?;
