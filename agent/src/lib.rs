@@ -12,5 +12,6 @@ pub mod log;
 pub mod reaper;
 pub mod rpc;
 pub mod sandbox;
+pub mod seccomp;
 pub mod server;
 pub mod sys;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::agent::ConfigureSandboxRequest;
@@ -14,8 +14,9 @@ use crate::container::images::Images;
 use crate::container::launch::{LaunchError, Launcher};
 use crate::container::pause::Pause;
 use crate::container::process::Process;
-use crate::container::volumes::{Tree, VolumeError, Volumes, tree_of};
+use crate::container::volumes::{Share, Tree, VolumeError, Volumes, tree_of};
 use crate::container::{Container, ContainerError};
+use crate::helper::spec::PauseSpec;
 use crate::reaper::Reaper;
 
 /// Size of /dev/shm when nothing else is asked for.
@@ -78,6 +79,13 @@ pub trait Platform: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When it cannot be mounted.
     fn layers(&self, has_scratch_drive: bool) -> Result<PathBuf, PlatformError>;
+    /// Containers run on the host's kernel: what keeps them from the host must hold or be refused.
+    fn shares_host(&self) -> bool;
+    /// Takes CPUs online or offline; gives how many there are then.
+    ///
+    /// # Errors
+    /// When the machine has fewer, or is not the agent's to change.
+    fn set_cpus(&self, online: u32) -> Result<u32, PlatformError>;
     /// Ends it all, after the containers were killed.
     fn shut_down(&self);
 }
@@ -97,6 +105,8 @@ struct Settings {
     hostname: String,
     shm_size: u64,
     has_scratch_drive: bool,
+    /// `CLONE_NEW*` flags of what the containers share with the agent instead of having it for the pod.
+    shared: i32,
     /// Settings of the IPC namespace, which its holder writes.
     ipc_sysctls: Vec<(String, String)>,
 }
@@ -127,7 +137,7 @@ pub struct Parts {
     /// The agent's own directory, on a memory file system.
     pub state: PathBuf,
     /// See [`Volumes::new`].
-    pub volumes: (PathBuf, Option<String>),
+    pub volumes: (PathBuf, Share),
     /// The program that helpers are started from.
     pub helper: PathBuf,
     /// The pod's cgroup.
@@ -157,13 +167,13 @@ impl Sandbox {
         for directory in [&places.attach_point, &places.files] {
             fs::create_dir_all(directory).map_err(at(format!("make {}", directory.display())))?;
         }
-        let (share, tag) = parts.volumes;
+        let (directory, share) = parts.volumes;
         Ok(Self {
             places,
             cgroup: parts.cgroup,
             launcher: Launcher::new(&parts.helper, parts.reaper),
-            images: Images::new(state.join("images")),
-            volumes: Volumes::new(share, tag, state.join("memory")),
+            images: Images::new(state.join("images"), share.host()),
+            volumes: Volumes::new(directory, share, state.join("memory")),
             platform: parts.platform,
             settings: Mutex::default(),
             containers: Mutex::default(),
@@ -185,6 +195,9 @@ impl Sandbox {
             settings.hostname.clone_from(&request.hostname);
             settings.shm_size = request.shm_size_bytes;
             settings.has_scratch_drive = request.has_scratch_drive;
+            let shares = |asked, namespace| if asked { namespace } else { 0 };
+            settings.shared =
+                shares(request.host_ipc, libc::CLONE_NEWIPC) | shares(request.host_uts, libc::CLONE_NEWUTS);
             settings.ipc_sysctls = request
                 .sysctls
                 .iter()
@@ -220,13 +233,23 @@ impl Sandbox {
         if let Some(pause) = &*pause {
             return Ok(Arc::clone(pause));
         }
-        let (hostname, sysctls) = {
+        let (hostname, sysctls, shared) = {
             let settings = lock(&self.settings);
-            (settings.hostname.clone(), settings.ipc_sysctls.clone())
+            (settings.hostname.clone(), settings.ipc_sysctls.clone(), settings.shared)
         };
+        let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) & !shared;
+        let hostname = if shared & libc::CLONE_NEWUTS == 0 { hostname } else { String::new() };
         let cgroup = self.cgroup.child(PAUSE_CGROUP)?;
-        let started = Pause::start(&self.launcher, &cgroup, &hostname, sysctls).map_err(SandboxError::Pause)?;
+        let started =
+            Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup_procs: 0, namespaces, hostname, sysctls })
+                .map_err(SandboxError::Pause)?;
         Ok(Arc::clone(pause.insert(Arc::new(started))))
+    }
+
+    /// `CLONE_NEW*` flags of what the containers share with the agent.
+    #[must_use]
+    pub fn shared_namespaces(&self) -> i32 {
+        lock(&self.settings).shared
     }
 
     /// What every container gets from its pod unless it brings its own: destination and tree. Blocking.
@@ -234,11 +257,16 @@ impl Sandbox {
     /// # Errors
     /// See [`VolumeError`].
     pub fn standard_trees(&self) -> Result<Vec<(&'static str, Tree)>, VolumeError> {
-        let shm_size = match lock(&self.settings).shm_size {
-            0 => DEFAULT_SHM,
-            size => size,
+        let (shm_size, shared) = {
+            let settings = lock(&self.settings);
+            (if settings.shm_size == 0 { DEFAULT_SHM } else { settings.shm_size }, settings.shared)
         };
-        let mut trees = vec![("/dev/shm", self.volumes.memory("/dev/shm", shm_size, 0o1777)?)];
+        let shm = if shared & libc::CLONE_NEWIPC == 0 {
+            self.volumes.memory("/dev/shm", shm_size, 0o1777)?
+        } else {
+            tree_of(Path::new("/"), "/dev/shm", "the host")?
+        };
+        let mut trees = vec![("/dev/shm", shm)];
         for (name, destination) in
             [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")]
         {
@@ -255,6 +283,14 @@ impl Sandbox {
     /// See there.
     pub fn image_drive(&self) -> Result<Option<String>, SandboxError> {
         Ok(self.platform.image_drive()?)
+    }
+
+    /// Takes CPUs online or offline; gives how many there are then.
+    ///
+    /// # Errors
+    /// When the machine has fewer, or the host's CPUs are not the agent's to change.
+    pub fn set_cpus(&self, online: u32) -> Result<u32, SandboxError> {
+        Ok(self.platform.set_cpus(online)?)
     }
 
     /// See [`Platform::layers`].

@@ -1,4 +1,4 @@
-//! The agent's two listening sockets.
+//! The agent's two ports, on sockets of their own (guest) or behind one unix socket (host process).
 
 use std::future::Future;
 use std::io;
@@ -6,13 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_proto::agent_ttrpc::create_agent;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use bulkhead_proto::{AGENT_RPC_PORT, AGENT_STDIO_PORT};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::rpc::Service;
 use crate::sandbox::Sandbox;
+
+/// Longest first line of a connection: `CONNECT 4294967295`, with room.
+const MAX_GREETING: usize = 32;
+/// A caller has its first line ready.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+/// ttrpc connections that wait to be taken.
+const BACKLOG: usize = 16;
 
 /// Pause after a failed accept, which lack of descriptors makes fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +52,61 @@ where
             }
         }
     }
+}
+
+/// Serves both ports behind one socket, whose connections begin with `CONNECT PORT\n` and are answered `OK PORT\n`, as
+/// through `bulkhead-vmm`'s socket to a guest.
+///
+/// # Errors
+/// ttrpc's.
+pub async fn serve_socket(listener: UnixListener, service: Service) -> ttrpc::Result<Server> {
+    let sandbox = Arc::clone(&service.sandbox);
+    let (sender, receiver) = mpsc::channel::<io::Result<UnixStream>>(BACKLOG);
+    let accepted = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|stream| (stream, receiver))
+    });
+    let server = serve_rpc(Listener::new(accepted), service).await?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(lead(stream, Arc::clone(&sandbox), sender.clone()))),
+                Err(error) => {
+                    crate::log::warning!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+    Ok(server)
+}
+
+/// Leads a connection to the port that it asks for.
+async fn lead(mut stream: UnixStream, sandbox: Arc<Sandbox>, rpc: mpsc::Sender<io::Result<UnixStream>>) {
+    let Ok(Ok(port)) = tokio::time::timeout(GREETING_LIMIT, read_port(&mut stream)).await else { return };
+    let known = [AGENT_RPC_PORT, AGENT_STDIO_PORT].contains(&port);
+    let answer = if known { format!("OK {port}\n") } else { format!("ERR nobody listens on port {port}\n") };
+    // A caller that has gone needs no service either.
+    if stream.write_all(answer.as_bytes()).await.is_err() {
+        return;
+    }
+    match port {
+        AGENT_RPC_PORT => drop(rpc.send(Ok(stream)).await),
+        AGENT_STDIO_PORT => crate::io::serve(sandbox, stream).await,
+        _ => {}
+    }
+}
+
+/// Takes the first line and not a byte more.
+async fn read_port(stream: &mut UnixStream) -> io::Result<u32> {
+    let mut line = Vec::new();
+    while line.len() < MAX_GREETING {
+        match stream.read_u8().await? {
+            b'\n' => break,
+            byte => line.push(byte),
+        }
+    }
+    let port = std::str::from_utf8(&line).ok().and_then(|line| line.strip_prefix("CONNECT ")?.parse().ok());
+    port.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Returns when SIGTERM comes or a caller has asked for the end.

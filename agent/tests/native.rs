@@ -337,7 +337,8 @@ async fn limits_without_a_controller_are_told() {
     assert_eq!(agent.client.update_container(context(), &update).await.is_ok(), has_memory);
     let stats = agent.client.stats(context(), &StatsRequest::new()).await.unwrap();
     assert_eq!(stats.containers.len(), 1);
-    assert!(stats.containers[0].rootfs_used_inodes > 0);
+    assert!(stats.containers[0].rootfs_used_inodes.is_some_and(|inodes| inodes > 0));
+    assert!(stats.containers[0].processes.is_some_and(|count| count > 0));
     agent.remove("c").await;
     agent.finish().await;
 }

@@ -9,7 +9,7 @@ use bulkhead_proto::agent::ConfigureSandboxRequest;
 use rustix::fs::CWD;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, UnmountFlags};
 
-use super::{drives, network};
+use super::{cpus, drives, network};
 use crate::helper::detached_mount;
 use crate::sandbox::{Platform, PlatformError};
 
@@ -52,6 +52,14 @@ impl Platform for Machine {
         let path = Path::new(SCRATCH).join("layers");
         fs::create_dir_all(&path).map_err(at(format!("make {}", path.display())))?;
         Ok(layers.insert(path).clone())
+    }
+
+    fn shares_host(&self) -> bool {
+        false
+    }
+
+    fn set_cpus(&self, online: u32) -> Result<u32, PlatformError> {
+        cpus::set_online(Path::new(cpus::DEVICES), online).map_err(at(format!("have {online} CPUs online")))
     }
 
     fn shut_down(&self) {

@@ -3,6 +3,7 @@
 //! As little as possible happens before the host is told that the pod is ready; the rest waits for its first use.
 
 mod cmdline;
+mod cpus;
 mod drives;
 mod machine;
 mod mounts;
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::container::cgroups::PodCgroup;
+use crate::container::volumes::Share;
 use crate::log::info;
 use crate::reaper::{self, Reaper};
 use crate::rpc::Service;
@@ -67,7 +69,7 @@ async fn run(cgroup: PodCgroup) -> Result<(), Failure> {
     tokio::spawn(Arc::clone(&reaper).run(reaper::child_signal()?));
     let sandbox = Arc::new(Sandbox::new(Parts {
         state: PathBuf::from("/run/agent"),
-        volumes: (PathBuf::from("/run/volumes"), Some(VOLUMES_TAG.into())),
+        volumes: (PathBuf::from("/run/volumes"), Share::Tag(VOLUMES_TAG.into())),
         helper: PathBuf::from("/proc/self/exe"),
         cgroup,
         reaper,

@@ -42,9 +42,9 @@ fn restart() -> ExitCode {
 }
 
 fn console(line: &str) {
-    // There is nowhere else to say that the console cannot be written.
-    let _ = OpenOptions::new()
-        .write(true)
-        .open("/dev/console")
-        .and_then(|mut console| console.write_all(format!("{line}\r\n").as_bytes()));
+    // There is nowhere else to say that the console cannot be written. What a reset finds in its buffer is lost.
+    let _ = OpenOptions::new().write(true).open("/dev/console").and_then(|mut console| {
+        console.write_all(format!("{line}\r\n").as_bytes())?;
+        Ok(rustix::termios::tcdrain(&console)?)
+    });
 }

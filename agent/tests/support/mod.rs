@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bulkhead_proto::agent::*;
 use bulkhead_proto::agent_ttrpc::AgentClient;
 use bulkhead_proto::stdio::{FrameKind, HEADER_LEN, Header};
+use bulkhead_proto::{AGENT_RPC_PORT, AGENT_STDIO_PORT};
 use protobuf::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -75,6 +76,17 @@ pub struct Output {
     pub code: i32,
 }
 
+/// A connection to a port of the agent.
+pub async fn connect(socket: &Path, port: u32) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.unwrap();
+    let expected = format!("OK {port}\n");
+    let mut answer = vec![0; expected.len()];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), expected);
+    stream
+}
+
 pub struct Agent {
     pub client: AgentClient,
     pub dir: tempfile::TempDir,
@@ -96,7 +108,9 @@ impl Agent {
         let cgroup = cgroup2().unwrap().join(name);
         let process = Command::new(env!("CARGO_BIN_EXE_bulkhead-agent"))
             .arg("--listen")
-            .arg(format!("unix:{}", dir.path().join("run").display()))
+            .arg(format!("unix:{}", dir.path().join("run/agent.sock").display()))
+            .arg("--state")
+            .arg(dir.path().join("run/state"))
             .arg("--cgroup")
             .arg(&cgroup)
             .arg("--volumes")
@@ -105,11 +119,12 @@ impl Agent {
             .unwrap();
         let socket = dir.path().join("run/agent.sock");
         let deadline = Instant::now() + PATIENCE;
-        while !socket.exists() {
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < deadline, "the agent does not listen");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let client = ttrpc::r#async::Client::connect(&format!("unix://{}", socket.display())).await.unwrap();
+        let stream = connect(&socket, AGENT_RPC_PORT).await;
+        let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(stream));
         Self { client: AgentClient::new(client), dir, cgroup, process }
     }
 
@@ -173,7 +188,7 @@ impl Agent {
     }
 
     pub async fn stdio(&self, id: &str, exec_id: &str, primary: bool, stdin: bool) -> Stdio {
-        let mut stream = UnixStream::connect(self.path("run/stdio.sock")).await.unwrap();
+        let mut stream = connect(&self.path("run/agent.sock"), AGENT_STDIO_PORT).await;
         let mut hello = StdioHello::new();
         (hello.container_id, hello.exec_id) = (id.into(), exec_id.into());
         (hello.primary, hello.stdin) = (primary, stdin);
