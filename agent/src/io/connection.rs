@@ -8,12 +8,12 @@ use bulkhead_proto::agent::{ExitStatus, StdioHello};
 use bulkhead_proto::stdio::{FrameKind, HEADER_LEN, Header};
 use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 
-use super::{ProcessIo, frame};
+use super::{Frame, frame, port};
 use crate::container::process::{Process, Status};
 use crate::sandbox::Sandbox;
+use crate::sys;
 
 /// Longest wait for the first frame, and for an earlier primary connection to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +26,14 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(sandbox: Arc<Sand
         Err(_) => Err("no hello frame came".into()),
     };
     let served = match opened {
-        Ok((hello, process)) => run(&hello, &process, reader, &mut writer).await,
+        Ok(Opened::Port(number)) => port::serve(number, reader, &mut writer).await,
+        Ok(Opened::Process(hello, process)) => {
+            let served = run(&hello, &process, reader, &mut writer).await;
+            if served.is_err() && hello.primary && !hello.exec_id.is_empty() {
+                tokio::spawn(abandon(sandbox, hello, process));
+            }
+            served
+        }
         Err(message) => writer.write_all(&frame(FrameKind::Error, message.as_bytes())).await,
     };
     // A reader that went away needs no farewell.
@@ -35,17 +42,44 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(sandbox: Arc<Sand
     }
 }
 
-async fn open<R: AsyncRead + Unpin>(sandbox: &Sandbox, reader: &mut R) -> Result<(StdioHello, Arc<Process>), String> {
+/// What a connection is about.
+enum Opened {
+    Process(StdioHello, Arc<Process>),
+    Port(u32),
+}
+
+async fn open<R: AsyncRead + Unpin>(sandbox: &Sandbox, reader: &mut R) -> Result<Opened, String> {
     let (kind, payload) = read_frame(reader).await.map_err(|error| error.to_string())?;
     if kind != FrameKind::Hello {
         return Err(format!("the first frame is {kind:?}, not Hello"));
     }
     let hello = StdioHello::parse_from_bytes(&payload).map_err(|error| format!("bad hello: {error}"))?;
+    if hello.port != 0 {
+        return Ok(Opened::Port(hello.port));
+    }
     let process = sandbox.process(&hello.container_id, &hello.exec_id).map_err(|error| error.to_string())?;
-    Ok((hello, process))
+    Ok(Opened::Process(hello, process))
 }
 
-async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<(FrameKind, Vec<u8>)> {
+/// An exec'd process whose caller has gone and will not come back: its input ends, a terminal hangs up, its output is
+/// thrown away, so that it can end by itself; then it is forgotten.
+async fn abandon(sandbox: Arc<Sandbox>, hello: StdioHello, process: Arc<Process>) {
+    if process.io.has_terminal() && !process.has_ended() {
+        // It may have ended just now.
+        let _ = sys::kill_group(process.pid, libc::SIGHUP);
+        let _ = sys::kill_group(process.pid, libc::SIGCONT);
+    }
+    process.io.close_input().await;
+    // Another connection may have taken over, which was refused a busy process until now.
+    let _ = pump(&process, &mut tokio::io::sink()).await;
+    process.wait().await;
+    if let Ok(container) = sandbox.container(&hello.container_id) {
+        container.remove_process(&hello.exec_id);
+    }
+}
+
+/// One whole frame.
+pub(super) async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> io::Result<(FrameKind, Vec<u8>)> {
     let mut header = [0; HEADER_LEN];
     reader.read_exact(&mut header).await?;
     let header = Header::decode(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -60,11 +94,11 @@ async fn run<S: AsyncRead + AsyncWrite + Send + 'static>(
     reader: ReadHalf<S>,
     writer: &mut WriteHalf<S>,
 ) -> io::Result<()> {
-    // Subscribed before anything is awaited, so that a copy begins with the hello.
-    let copies = process.io.copies.subscribe();
+    // Before anything is awaited, so that a copy begins with the hello.
+    let copies = (!hello.primary).then(|| process.io.subscribe());
     let mut input = tokio::spawn(read_input(Arc::clone(process), reader, hello.stdin));
     let result = tokio::select! {
-        result = output(hello.primary, process, copies, writer) => result,
+        result = output(process, copies, writer) => result,
         _ = &mut input => Err(io::ErrorKind::ConnectionAborted.into()),
     };
     input.abort();
@@ -72,12 +106,14 @@ async fn run<S: AsyncRead + AsyncWrite + Send + 'static>(
 }
 
 async fn output<W: AsyncWrite + Unpin>(
-    primary: bool,
     process: &Process,
-    copies: broadcast::Receiver<super::Frame>,
+    copies: Option<mpsc::Receiver<Frame>>,
     writer: &mut W,
 ) -> io::Result<()> {
-    let refused = if primary { pump(process, writer).await? } else { copy(&process.io, copies, writer).await? };
+    let refused = match copies {
+        None => pump(process, writer).await?,
+        Some(copies) => copy(process, copies, writer).await?,
+    };
     if let Some(message) = refused {
         return writer.write_all(&frame(FrameKind::Error, message.as_bytes())).await;
     }
@@ -94,38 +130,28 @@ async fn pump<W: AsyncWrite + Unpin>(process: &Process, writer: &mut W) -> io::R
     loop {
         if output.undelivered.is_none() {
             let Some(frame) = output.next(&mut status).await else { break };
-            // Nobody listening is the usual case.
-            let _ = process.io.copies.send(Arc::clone(&frame));
-            output.undelivered = Some(frame);
+            output.undelivered = Some(Arc::clone(&frame));
+            process.io.copy(&frame).await;
         }
         if let Some(frame) = &output.undelivered {
             writer.write_all(frame).await?;
             output.undelivered = None;
         }
     }
-    process.io.drained.send_replace(true);
+    process.io.end_copies();
     Ok(None)
 }
 
 /// Copies frames to a secondary connection until the primary one has seen the last.
 async fn copy<W: AsyncWrite + Unpin>(
-    io: &ProcessIo,
-    mut copies: broadcast::Receiver<super::Frame>,
+    process: &Process,
+    mut copies: mpsc::Receiver<Frame>,
     writer: &mut W,
 ) -> io::Result<Option<&'static str>> {
-    let mut drained = io.drained.subscribe();
-    loop {
-        let received = tokio::select! {
-            biased;
-            received = copies.recv() => received,
-            _ = drained.wait_for(|drained| *drained) => return Ok(None),
-        };
-        match received {
-            Ok(frame) => writer.write_all(&frame).await?,
-            Err(RecvError::Closed) => return Ok(None),
-            Err(RecvError::Lagged(_)) => return Ok(Some("this connection was too slow for the process's output")),
-        }
+    while let Some(frame) = copies.recv().await {
+        writer.write_all(&frame).await?;
     }
+    Ok((!process.io.copies_have_ended()).then_some("this connection was too slow for the process's output"))
 }
 
 /// Takes the caller's frames; returns when the caller is gone or breaks the protocol.

@@ -1,7 +1,9 @@
 //! Streams of processes: pipes and terminals on one side, framed connections on the other.
 
 mod connection;
+mod copies;
 mod output;
+mod port;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,13 +12,11 @@ use bulkhead_proto::stdio::{FrameKind, HEADER_LEN, Header};
 use rustix::io::Errno;
 use rustix::termios::Winsize;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, broadcast, watch};
+use tokio::sync::{Mutex, mpsc};
 
 pub use self::connection::serve;
+use self::copies::Copies;
 use self::output::Output;
-
-/// Frames that a secondary connection may lag behind.
-const COPY_BACKLOG: usize = 64;
 
 /// A frame as it goes over the wire, header included.
 type Frame = std::sync::Arc<[u8]>;
@@ -27,9 +27,7 @@ pub struct ProcessIo {
     input: Mutex<Option<AsyncFd<OwnedFd>>>,
     output: Mutex<Output>,
     terminal: Option<OwnedFd>,
-    copies: broadcast::Sender<Frame>,
-    /// The last byte of output has been sent.
-    drained: watch::Sender<bool>,
+    copies: Copies,
 }
 
 impl ProcessIo {
@@ -53,13 +51,7 @@ impl ProcessIo {
     }
 
     fn new(input: Option<AsyncFd<OwnedFd>>, output: Output, terminal: Option<OwnedFd>) -> Self {
-        Self {
-            input: Mutex::new(input),
-            output: Mutex::new(output),
-            terminal,
-            copies: broadcast::Sender::new(COPY_BACKLOG),
-            drained: watch::Sender::new(false),
-        }
+        Self { input: Mutex::new(input), output: Mutex::new(output), terminal, copies: Copies::default() }
     }
 
     /// Changes the terminal's size; `None` when there is no terminal.
@@ -69,6 +61,30 @@ impl ProcessIo {
     pub fn resize(&self, rows: u16, columns: u16) -> Option<io::Result<()>> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         self.terminal.as_ref().map(|t| rustix::termios::tcsetwinsize(t, size).map_err(Into::into))
+    }
+
+    /// It has one.
+    fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// A copy of the output from now on.
+    fn subscribe(&self) -> mpsc::Receiver<Frame> {
+        self.copies.subscribe()
+    }
+
+    /// Hands a frame to every secondary connection.
+    async fn copy(&self, frame: &Frame) {
+        self.copies.send(frame).await;
+    }
+
+    /// The last byte of output has been sent.
+    fn end_copies(&self) {
+        self.copies.end();
+    }
+
+    fn copies_have_ended(&self) -> bool {
+        self.copies.have_ended()
     }
 
     /// Writes all of `bytes` to the process, as fast as it reads; what it does not want is dropped.
