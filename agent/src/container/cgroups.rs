@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bulkhead_proto::figures::key;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use thiserror::Error;
 
@@ -195,23 +196,35 @@ impl Cgroup {
         })
     }
 
+    /// Whether a controller's file is there.
+    #[must_use]
+    pub fn has(&self, file: &str) -> bool {
+        self.path.join(file).exists()
+    }
+
+    /// Every process in here and below.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.path.clone()];
+        while let Some(directory) = directories.pop() {
+            found.extend(words(&directory.join("cgroup.procs")).iter().filter_map(|pid| pid.parse::<i32>().ok()));
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            directories.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        }
+        found
+    }
+
     /// A file's content; empty when there is no such file.
     #[must_use]
     pub fn read(&self, file: &str) -> String {
         fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 
-    /// A file that holds one number; 0 when it is missing or says "max".
+    /// How many processes in here, and below, the kernel has killed for memory.
     #[must_use]
-    pub fn number(&self, file: &str) -> u64 {
-        self.read(file).trim().parse().unwrap_or(0)
-    }
-
-    /// The kernel has killed a process in here for memory.
-    #[must_use]
-    pub fn oom_killed(&self) -> bool {
-        let events = self.read("memory.events");
-        key(&events, "oom_kill") > 0 || key(&events, "oom_group_kill") > 0
+    pub fn oom_kills(&self) -> u64 {
+        key(&self.read("memory.events"), "oom_kill").unwrap_or(0)
     }
 
     /// Kills every process in here.
@@ -280,11 +293,4 @@ fn remove_tree(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
-}
-
-/// The number behind `name` in a flat-keyed file.
-#[must_use]
-pub fn key(text: &str, name: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }

@@ -15,6 +15,7 @@ use super::streams::Streams;
 use super::volumes::{Tree, tree_of};
 use super::{Container, ContainerError, devices, limits};
 use crate::helper::spec::{ContainerSpec, Join, MountSpec, Propagation, Spec};
+use crate::helper::users::Identity;
 use crate::sandbox::Sandbox;
 
 /// What a creation answers.
@@ -24,6 +25,8 @@ pub struct Created {
     pub pid: i32,
     /// What could not be applied.
     pub warnings: Vec<String>,
+    /// Whose rights the first process has.
+    pub identity: Option<Identity>,
 }
 
 /// Creates a container. Blocking; runs inside the runtime's context.
@@ -60,16 +63,15 @@ impl Builder<'_> {
         let mut launched = self.launch(spec)?;
         warnings.append(&mut launched.warnings);
         let io = streams.attach(&mut launched).map_err(|e| self.io("watch the container's streams", e))?;
-        let pid = launched.pid;
+        let (pid, identity) = (launched.pid, launched.identity.take());
         let (parts, control) = ProcessParts::new(launched, io);
         // Before the process is watched: its exit must find the container created.
         self.container.advance(Event::Built)?;
         let watched = Arc::clone(self.container);
-        let cgroup = self.container.cgroup.clone();
-        let process = Process::watch(parts, cgroup, move || watched.first_process_ended());
+        let process = Process::watch(parts, move |code| watched.first_process_ended(code));
         let mut inner = self.container.lock();
         (inner.first, inner.control) = (Some(process), Some(control));
-        Ok(Created { pid, warnings })
+        Ok(Created { pid, warnings, identity })
     }
 
     fn io(&self, step: &'static str, source: std::io::Error) -> ContainerError {
@@ -90,7 +92,11 @@ impl Builder<'_> {
         cgroup.apply(&settings)?;
         if !self.request.privileged {
             let rules = devices::rules(&self.request.devices);
-            warnings.extend(devices::confine(cgroup.directory()?.as_fd(), &rules).err());
+            match devices::confine(cgroup.directory()?.as_fd(), &rules) {
+                // With the host's devices behind it, that is no warning.
+                Err(why) if self.sandbox.platform.shares_host() => return Err(self.container.invalid(why)),
+                confined => warnings.extend(confined.err()),
+            }
         }
         Ok(warnings)
     }
@@ -134,7 +140,7 @@ impl Builder<'_> {
     }
 
     fn namespaces(&mut self) -> Result<(Vec<Join>, bool), ContainerError> {
-        let mut namespaces = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let mut namespaces = (libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) & !self.sandbox.shared_namespaces();
         let mut join = Vec::new();
         let mode = self.request.pid_mode.enum_value();
         match mode {
@@ -147,9 +153,11 @@ impl Builder<'_> {
             Ok(PidMode::PID_MODE_CONTAINER | PidMode::PID_MODE_NODE) => {}
             Err(number) => return Err(self.container.invalid(format!("unknown PID mode {number}"))),
         }
-        let pause = self.sandbox.pause()?;
-        let pidfd = pause.pidfd.try_clone().map_err(|e| self.io("keep the pod's namespaces", e))?;
-        join.push(Join { pidfd: self.fds.add(pidfd), namespaces });
+        if namespaces != 0 {
+            let pause = self.sandbox.pause()?;
+            let pidfd = pause.pidfd.try_clone().map_err(|e| self.io("keep the pod's namespaces", e))?;
+            join.push(Join { pidfd: self.fds.add(pidfd), namespaces });
+        }
         Ok((join, mode == Ok(PidMode::PID_MODE_CONTAINER)))
     }
 

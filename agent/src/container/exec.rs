@@ -23,7 +23,7 @@ impl Container {
     ///
     /// # Errors
     /// Why the command cannot be run; nothing is left then.
-    pub fn exec(&self, sandbox: &Sandbox, exec_id: &str, request: &Request) -> Result<i32, ContainerError> {
+    pub fn exec(self: &Arc<Self>, sandbox: &Sandbox, exec_id: &str, request: &Request) -> Result<i32, ContainerError> {
         request::check_id(exec_id).map_err(|what| self.invalid(what))?;
         let first = self.running_process()?;
         self.claim(exec_id)?;
@@ -49,7 +49,12 @@ impl Container {
         Ok(())
     }
 
-    fn run(&self, sandbox: &Sandbox, first: &Process, request: &Request) -> Result<Arc<Process>, ContainerError> {
+    fn run(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        first: &Process,
+        request: &Request,
+    ) -> Result<Arc<Process>, ContainerError> {
         let io = |step| move |source| ContainerError::Io { id: self.id.clone(), step, source };
         let mut fds = FdTable::default();
         let mut process = request::process(request).map_err(|what| self.invalid(what))?;
@@ -67,27 +72,31 @@ impl Container {
         // The pipes' other ends must be the process's alone, or their end never comes.
         drop(fds);
         let (parts, control) = ProcessParts::new(launched, io);
-        let process = Process::watch(parts, self.cgroup.clone(), || {});
-        control.start().map_err(ContainerError::Start)?;
+        let container = Arc::clone(self);
+        let process = Process::watch(parts, move |code| container.was_killed_for_memory(code));
+        control.start().map_err(|error| {
+            if error.may_leave_process() {
+                // One that has ended meanwhile needs none.
+                let _ = process.signal(libc::SIGKILL);
+            }
+            ContainerError::Start(error)
+        })?;
         Ok(process)
     }
 
-    /// Forgets a process that has ended. Idempotent.
-    ///
-    /// # Errors
-    /// When it still runs.
-    pub fn remove_process(&self, exec_id: &str) -> Result<(), ContainerError> {
+    /// Forgets a process; one that still runs is forgotten when it ends. Idempotent.
+    pub fn remove_process(self: &Arc<Self>, exec_id: &str) {
         let mut inner = self.lock();
-        match inner.execs.get(exec_id) {
-            Some(Some(process)) if !process.has_ended() => {
-                drop(inner);
-                Err(self.invalid(format!("process {exec_id:?} still runs")))
-            }
-            Some(None) | None => Ok(()),
-            Some(Some(_)) => {
-                inner.execs.remove(exec_id);
-                Ok(())
-            }
+        let Some(Some(process)) = inner.execs.get(exec_id) else { return };
+        if process.has_ended() {
+            inner.execs.remove(exec_id);
+            return;
         }
+        let (process, container, exec_id) = (Arc::clone(process), Arc::clone(self), exec_id.to_owned());
+        drop(inner);
+        tokio::spawn(async move {
+            process.wait().await;
+            container.lock().execs.remove(&exec_id);
+        });
     }
 }

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags};
 use thiserror::Error;
 
 use crate::helper::spec::{Reply, Spec};
+use crate::helper::users::Identity;
 use crate::helper::{ARGUMENT, wire};
 use crate::reaper::{ExitReceiver, Reaper};
 use crate::sys;
@@ -42,6 +43,14 @@ pub enum LaunchError {
     Refused(String),
 }
 
+impl LaunchError {
+    /// Whether the helper may still be there, or even run its command; one that said why it failed ends on its own.
+    #[must_use]
+    pub fn may_leave_process(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
 /// Starts helpers.
 #[derive(Debug, Clone)]
 pub struct Launcher {
@@ -63,6 +72,8 @@ pub struct Launched {
     pub control: Control,
     /// What could not be applied.
     pub warnings: Vec<String>,
+    /// Whose rights it has; `None` for one that runs no command.
+    pub identity: Option<Identity>,
     /// The agent's side of its terminal.
     pub terminal: Option<OwnedFd>,
 }
@@ -95,9 +106,9 @@ impl Launcher {
         wire::send(&ours, spec, fds).map_err(LaunchError::Control)?;
         let (pid, pidfd, exit) = self.adopt(&ours)?;
         match receive(&ours) {
-            Ok((Reply::Ready { warnings }, fds)) => {
+            Ok((Reply::Ready { warnings, identity }, fds)) => {
                 let terminal = fds.into_iter().next();
-                Ok(Launched { pid, pidfd, exit, control: Control(ours), warnings, terminal })
+                Ok(Launched { pid, pidfd, exit, control: Control(ours), warnings, identity, terminal })
             }
             failed => {
                 let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);

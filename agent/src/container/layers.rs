@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use bulkhead_proto::agent::FileSystem;
 use rustix::mount::MountAttrFlags;
 use thiserror::Error;
 
@@ -68,6 +69,17 @@ impl Layer {
         ];
         detached_mount("overlay", &options, MountAttrFlags::empty())
             .map_err(|error| at("mount an overlay on", lower)(error.into()))
+    }
+
+    /// The file system that it lies on.
+    #[must_use]
+    pub fn space(&self) -> Option<FileSystem> {
+        let found = rustix::fs::statvfs(&self.path).ok()?;
+        let mut space = FileSystem::new();
+        space.total_bytes = found.f_blocks.saturating_mul(found.f_frsize);
+        space.available_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+        (space.total_inodes, space.free_inodes) = (found.f_files, found.f_ffree);
+        Some(space)
     }
 
     /// Bytes and inodes in use.

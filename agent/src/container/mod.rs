@@ -13,15 +13,19 @@ pub mod pause;
 pub mod process;
 mod remove;
 mod request;
+pub mod signal;
 mod start;
 pub mod state;
 pub mod stats;
 mod streams;
+pub mod usage;
 pub mod volumes;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
+use bulkhead_proto::agent::FileSystem;
 use thiserror::Error;
 
 use self::cgroups::{Cgroup, CgroupError};
@@ -30,7 +34,11 @@ use self::launch::{Control, LaunchError};
 use self::layers::{Layer, LayerError};
 use self::process::Process;
 use self::state::{Event, InvalidTransition, State};
+use self::usage::{Usage, UsageCounter};
 use self::volumes::VolumeError;
+
+/// Exit code of a process that SIGKILL ended.
+const SIGKILLED: i32 = 128 + libc::SIGKILL;
 
 /// Why something cannot be done with a container.
 #[derive(Debug, Error)]
@@ -134,6 +142,9 @@ pub struct Container {
     /// All of its processes.
     pub cgroup: Cgroup,
     inner: Mutex<Inner>,
+    usage: Arc<UsageCounter>,
+    /// The kernel's kills for memory when this agent killed the container; what came before did not end it.
+    oom_kills_before: OnceLock<u64>,
 }
 
 #[derive(Debug)]
@@ -157,7 +168,13 @@ impl Container {
             holdings: Holdings::default(),
             execs: HashMap::new(),
         };
-        Self { id: id.into(), cgroup, inner: Mutex::new(inner) }
+        Self {
+            id: id.into(),
+            cgroup,
+            inner: Mutex::new(inner),
+            usage: Arc::default(),
+            oom_kills_before: OnceLock::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -177,13 +194,16 @@ impl Container {
         Ok(inner.state)
     }
 
-    /// The first process has ended: whatever else is in the container ends with it.
-    fn first_process_ended(&self) {
+    /// The first process has ended: whatever else is in the container ends with it. Whether it was killed for memory.
+    fn first_process_ended(&self, code: i32) -> bool {
+        // Before the rest is killed: that kill is none of the kernel's.
+        let killed_for_memory = self.was_killed_for_memory(code);
         // A container whose removal or creation failed half-way has no state that an exit could change.
         let _ = self.advance(Event::Exited);
         if let Err(error) = self.cgroup.kill() {
             crate::log::warning!("container {}: {error}", self.id);
         }
+        killed_for_memory
     }
 
     /// A process of it; the empty id is the first one.
@@ -208,11 +228,38 @@ impl Container {
         Ok(process)
     }
 
-    /// The writable layer's usage in bytes and inodes. Blocking.
-    #[must_use]
-    pub fn layer_usage(&self) -> (u64, u64) {
+    /// Begins to count the writable layer; [`Self::layer_usage`] waits for it.
+    pub fn count_layer(&self) {
         let layer = self.lock().holdings.layer.clone();
-        layer.map_or((0, 0), |layer| layer.usage())
+        if let Some(layer) = layer {
+            self.usage.start(layer);
+        }
+    }
+
+    /// What the writable layer took when it was last counted; a count that runs is awaited until `deadline`. Blocking.
+    #[must_use]
+    pub fn layer_usage(&self, deadline: Instant) -> Option<Usage> {
+        self.usage.result(deadline)
+    }
+
+    /// The file system of the writable layer. Blocking.
+    #[must_use]
+    pub fn layer_space(&self) -> Option<FileSystem> {
+        let layer = self.lock().holdings.layer.clone();
+        layer?.space()
+    }
+
+    /// Says that this agent is about to kill the container.
+    pub fn expect_kill(&self) {
+        self.oom_kills_before.get_or_init(|| self.cgroup.oom_kills());
+    }
+
+    /// Whether the kernel's OOM killer ended a process of the container that exited with `code`: an exit by SIGKILL
+    /// (or a shell's report of one), and a kill for memory that this agent's own kill did not come before.
+    #[must_use]
+    pub fn was_killed_for_memory(&self, code: i32) -> bool {
+        let before = self.oom_kills_before.get().copied().unwrap_or(0);
+        code == SIGKILLED && self.cgroup.oom_kills() > before
     }
 
     fn invalid(&self, what: String) -> ContainerError {

@@ -15,19 +15,13 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Starts the holder. Blocking.
+    /// Starts the holder; `spec` need not name the cgroup. Blocking.
     ///
     /// # Errors
     /// See [`LaunchError`].
-    pub fn start(
-        launcher: &Launcher,
-        cgroup: &Cgroup,
-        hostname: &str,
-        sysctls: Vec<(String, String)>,
-    ) -> Result<Self, LaunchError> {
+    pub fn start(launcher: &Launcher, cgroup: &Cgroup, spec: PauseSpec) -> Result<Self, LaunchError> {
         let procs = cgroup.procs().map_err(|error| LaunchError::Refused(error.to_string()))?;
-        let spec = Spec::Pause(PauseSpec { cgroup_procs: 0, hostname: hostname.into(), sysctls });
-        let launched = launcher.launch(&spec, &[procs.as_fd()])?;
+        let launched = launcher.launch(&Spec::Pause(PauseSpec { cgroup_procs: 0, ..spec }), &[procs.as_fd()])?;
         Ok(Self { pidfd: launched.pidfd, _control: launched.control })
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::cgroups::Cgroup;
 use super::launch::Launched;
 use crate::io::ProcessIo;
 use crate::reaper::ExitReceiver;
@@ -17,7 +16,7 @@ use crate::sys;
 pub struct Status {
     /// 0 to 255; 128 + n after signal n.
     pub code: i32,
-    /// The kernel killed a process of the container for memory.
+    /// The kernel's OOM killer ended it.
     pub oom_killed: bool,
     /// Nanoseconds since 1970.
     pub finished_at_ns: i64,
@@ -37,15 +36,16 @@ pub struct Process {
 }
 
 impl Process {
-    /// Watches a launched process; `on_exit` runs once when it has ended, before anybody is told.
+    /// Watches a launched process; `on_exit` runs once when it has ended, before anybody is told, and says of its exit
+    /// code whether the kernel killed it for memory.
     #[must_use]
-    pub fn watch<F>(launched: ProcessParts, cgroup: Cgroup, on_exit: F) -> Arc<Self>
+    pub fn watch<F>(launched: ProcessParts, on_exit: F) -> Arc<Self>
     where
-        F: FnOnce() + Send + 'static,
+        F: FnOnce(i32) -> bool + Send + 'static,
     {
         let ProcessParts { pid, pidfd, exit, io } = launched;
         let (sender, status) = watch::channel(None);
-        tokio::spawn(report_exit(exit, cgroup, on_exit, sender));
+        tokio::spawn(report_exit(exit, on_exit, sender));
         Arc::new(Self { pid, pidfd, io, status })
     }
 
@@ -99,14 +99,12 @@ impl ProcessParts {
     }
 }
 
-async fn report_exit<F: FnOnce()>(
+async fn report_exit<F: FnOnce(i32) -> bool>(
     mut exit: ExitReceiver,
-    cgroup: Cgroup,
     on_exit: F,
     status: watch::Sender<Option<Status>>,
 ) {
     let Ok(Some(exit)) = exit.wait_for(Option::is_some).await.map(|exit| *exit) else { return };
-    on_exit();
-    let oom_killed = cgroup.oom_killed();
+    let oom_killed = on_exit(exit.code);
     status.send_replace(Some(Status { code: exit.code, oom_killed, finished_at_ns: exit.finished_at_ns }));
 }

@@ -5,10 +5,12 @@ use std::path::Path;
 
 use bulkhead_proto::agent::{self, ImageExtent, Process, User};
 
-use super::images::Extent;
+use super::images::{Extent, Place};
 use super::{capabilities, devices};
 use crate::helper::clean;
 use crate::helper::spec::{Fd, ProcessSpec, Propagation, Stdio, UserSpec};
+use crate::helper::users::MAX_ID as MAX_USER_ID;
+use crate::seccomp;
 
 /// Longest id of a container or exec'd process; both name files.
 const MAX_ID: usize = 128;
@@ -60,10 +62,18 @@ pub fn check_path(path: &str, what: &str) -> Result<String, String> {
 /// # Errors
 /// What is wrong with it.
 pub fn extent(extent: &ImageExtent) -> Result<Extent, String> {
+    if !extent.files.is_empty() {
+        if let Some(relative) = extent.files.iter().find(|file| !file.starts_with('/')) {
+            return Err(format!("file {relative:?} of image {:?} is not absolute", extent.image_id));
+        }
+        let files = extent.files.iter().map(Into::into).collect();
+        return Ok(Extent { image: extent.image_id.clone(), place: Place::Files(files) });
+    }
     if extent.image_id.is_empty() || extent.sectors == 0 || extent.start_sector.checked_add(extent.sectors).is_none() {
         return Err(format!("image extent {:?} is empty or exceeds any drive", extent.image_id));
     }
-    Ok(Extent { image: extent.image_id.clone(), start: extent.start_sector, sectors: extent.sectors })
+    let place = Place::Drive { start: extent.start_sector, sectors: extent.sectors };
+    Ok(Extent { image: extent.image_id.clone(), place })
 }
 
 /// A mount's propagation.
@@ -105,6 +115,11 @@ pub fn process(process: &Process) -> Result<ProcessSpec, String> {
         rlimits: process.rlimits.iter().map(|r| (r.name.clone(), r.soft, r.hard)).collect(),
         no_new_privileges: process.no_new_privileges,
         oom_score_adj: process.oom_score_adj,
+        seccomp: process
+            .seccomp
+            .as_ref()
+            .map(|s| seccomp::checked(s).and_then(|s| seccomp::compile(&s)))
+            .transpose()?,
         stdio: Stdio::Terminal(dimension(process.rows), dimension(process.columns)),
     })
 }
@@ -117,10 +132,12 @@ pub fn dimension(value: u32) -> u16 {
 
 fn user(user: &User) -> Result<UserSpec, String> {
     let id = |value: Option<i64>, what: &str| {
-        // The kernel takes 4294967295 for "unchanged".
-        let number = |value| u32::try_from(value).ok().filter(|id| *id != u32::MAX);
+        let number = |value| u32::try_from(value).ok().filter(|id| *id <= MAX_USER_ID);
         value.map(|value| number(value).ok_or_else(|| format!("{what} {value} is out of range"))).transpose()
     };
+    if let Some(group) = user.supplemental_groups.iter().find(|group| **group > MAX_USER_ID) {
+        return Err(format!("supplemental group {group} is out of range"));
+    }
     Ok(UserSpec {
         uid: id(user.uid, "user id")?,
         gid: id(user.gid, "group id")?,
@@ -170,6 +187,8 @@ mod tests {
         wanted.uid = Some(i64::from(u32::MAX));
         assert!(user(&wanted).is_err());
         wanted.uid = Some(-1);
+        assert!(user(&wanted).is_err());
+        wanted.uid = Some(i64::from(MAX_USER_ID) + 1);
         assert!(user(&wanted).is_err());
         wanted.uid = Some(0);
         assert_eq!(user(&wanted).unwrap().uid, Some(0));

@@ -13,7 +13,12 @@ impl Container {
         self.advance(Event::StartRequested)?;
         let control = self.lock().control.take();
         let control = control.ok_or_else(|| ContainerError::NotRunning { id: self.id.clone() })?;
-        control.start().map_err(ContainerError::Start)?;
+        if let Err(error) = control.start() {
+            if error.may_leave_process() {
+                self.cgroup.kill()?;
+            }
+            return Err(ContainerError::Start(error));
+        }
         self.advance(Event::Executed)?;
         Ok(now_ns())
     }

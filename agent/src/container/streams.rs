@@ -1,6 +1,5 @@
 //! The pipes of a process that is about to be made.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -33,7 +32,8 @@ impl Streams {
             let (reader, writer) = io::pipe()?;
             (OwnedFd::from(reader), Some(writer.into()))
         } else {
-            (File::open("/dev/null")?.into(), None)
+            // Not /dev/null: through /proc/self/fd/0 a container could change the mode or owner of the host's node.
+            (io::pipe()?.0.into(), None)
         };
         let (output, output_writer) = io::pipe()?;
         let (error, error_writer) = io::pipe()?;

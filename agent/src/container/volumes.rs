@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, FileType, OFlags};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use thiserror::Error;
 
 use crate::helper::{Root, detached_mount};
+use crate::sys::in_mount_namespace;
 
 /// Why a mount's source is not to be had.
 #[derive(Debug, Error)]
@@ -55,13 +56,32 @@ pub struct Tree {
     pub directory: bool,
 }
 
+/// Where volumes come from.
+#[derive(Debug)]
+pub enum Share {
+    /// A virtio-fs device with this tag.
+    Tag(String),
+    /// The host's own mount namespace: what is cloned in it can stay connected with the host's mounts.
+    Host(Arc<OwnedFd>),
+}
+
+impl Share {
+    /// The host's mount namespace, where volumes come from it.
+    #[must_use]
+    pub fn host(&self) -> Option<Arc<OwnedFd>> {
+        match self {
+            Self::Tag(_) => None,
+            Self::Host(namespace) => Some(Arc::clone(namespace)),
+        }
+    }
+}
+
 /// The pod's volumes.
 #[derive(Debug)]
 pub struct Volumes {
     /// Where the share is, or will be.
-    share: PathBuf,
-    /// virtio-fs tag; without it `share` is a directory as it is.
-    tag: Option<String>,
+    directory: PathBuf,
+    share: Share,
     memory: PathBuf,
     mounted: Mutex<Mounted>,
 }
@@ -75,25 +95,32 @@ struct Mounted {
 impl Volumes {
     /// Memory volumes are mounted below `memory`.
     #[must_use]
-    pub fn new(share: PathBuf, tag: Option<String>, memory: PathBuf) -> Self {
-        Self { share, tag, memory, mounted: Mutex::default() }
+    pub fn new(directory: PathBuf, share: Share, memory: PathBuf) -> Self {
+        Self { directory, share, memory, mounted: Mutex::default() }
     }
 
-    /// A path of the share; it is mounted at the first use. Blocking.
+    /// A path of the share; a device is mounted at the first use. Blocking.
     ///
     /// # Errors
     /// See [`VolumeError`].
     pub fn shared(&self, path: &str) -> Result<Tree, VolumeError> {
-        self.ensure_share()?;
-        tree_of(&self.share, path, "the pod's volumes")
+        match &self.share {
+            Share::Tag(tag) => {
+                self.ensure_mounted(tag)?;
+                tree_of(&self.directory, path, "the pod's volumes")
+            }
+            Share::Host(namespace) => {
+                let cloned = in_mount_namespace(namespace.as_fd(), || open_tree(&self.directory, path));
+                cloned.map_err(|source| VolumeError::Open { path: path.into(), within: "the host".into(), source })
+            }
+        }
     }
 
-    fn ensure_share(&self) -> Result<(), VolumeError> {
-        let Some(tag) = &self.tag else { return Ok(()) };
+    fn ensure_mounted(&self, tag: &str) -> Result<(), VolumeError> {
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
         if !mounted.share {
-            mount_shared("virtiofs", &[("source", tag)], &self.share, MountAttrFlags::empty())
-                .map_err(|source| VolumeError::Share { tag: tag.clone(), path: self.share.clone(), source })?;
+            mount_shared("virtiofs", &[("source", tag)], &self.directory, MountAttrFlags::empty())
+                .map_err(|source| VolumeError::Share { tag: tag.into(), path: self.directory.clone(), source })?;
             mounted.share = true;
         }
         Ok(())

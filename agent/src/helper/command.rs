@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{Gid, Uid};
 
 use super::paths::Root;
-use super::spec::{ProcessSpec, Reply, Stdio};
+use super::spec::{CapabilitySpec, ProcessSpec, Reply, Stdio};
 use super::terminal::{self, Terminal};
 use super::users::{self, Identity};
 use super::{Descriptors, HelperError, at, capabilities, mounts, wait_for_start, wire};
@@ -21,11 +21,13 @@ use crate::sys;
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+const SYS_ADMIN: u64 = 1 << 21;
+
 /// What is looked up and opened before the start.
 #[derive(Debug)]
 pub(super) struct Prepared {
     identity: Identity,
-    capabilities: super::spec::CapabilitySpec,
+    capabilities: CapabilitySpec,
     streams: Streams,
 }
 
@@ -78,7 +80,8 @@ pub(super) fn report_and_start(
         Streams::Terminal(terminal) => vec![terminal.controller.as_fd()],
         Streams::Pipes(_) => Vec::new(),
     };
-    wire::send(control, &Reply::Ready { warnings }, &terminal).map_err(at("report"))?;
+    let identity = Some(prepared.identity.clone());
+    wire::send(control, &Reply::Ready { warnings, identity }, &terminal).map_err(at("report"))?;
     if wait_for_start(control)? { start(process, &prepared) } else { Ok(()) }
 }
 
@@ -89,7 +92,7 @@ fn start(process: &ProcessSpec, prepared: &Prepared) -> Result<(), HelperError> 
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let directory = process.working_directory.as_str();
     let entered = rustix::process::chdir(directory);
-    become_user(identity, capabilities)?;
+    become_user(identity, &until_exec(process, capabilities))?;
     if entered.is_err() {
         rustix::process::chdir(directory).map_err(at(format!("enter the working directory {directory:?}")))?;
     }
@@ -98,10 +101,24 @@ fn start(process: &ProcessSpec, prepared: &Prepared) -> Result<(), HelperError> 
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(at("set no_new_privs"))?;
     }
-    Err(exec(process, &identity.home))
+    let command = Command::find(process, &identity.home)?;
+    if let Some(program) = &process.seccomp {
+        // Last: the container's own filter need not allow what the steps before it take.
+        sys::set_seccomp_filter(program).map_err(at("install the seccomp filter"))?;
+    }
+    Err(command.exec())
 }
 
-fn become_user(identity: &Identity, wanted: &super::spec::CapabilitySpec) -> Result<(), HelperError> {
+/// A filter without no_new_privs takes CAP_SYS_ADMIN until the exec, which computes the permitted set anew from the
+/// bounding, inheritable and ambient ones.
+fn until_exec(process: &ProcessSpec, wanted: &CapabilitySpec) -> CapabilitySpec {
+    if process.seccomp.is_none() || process.no_new_privileges {
+        return *wanted;
+    }
+    CapabilitySpec { permitted: wanted.permitted | SYS_ADMIN, effective: wanted.effective | SYS_ADMIN, ..*wanted }
+}
+
+fn become_user(identity: &Identity, wanted: &CapabilitySpec) -> Result<(), HelperError> {
     capabilities::limit_bounding(wanted.bounding)?;
     rustix::thread::set_keep_capabilities(true).map_err(at("keep capabilities"))?;
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
@@ -196,35 +213,46 @@ pub(super) fn make_working_directory(process: &ProcessSpec) -> Result<(), Helper
         .map_err(at(format!("make the working directory {directory:?}")))
 }
 
-fn exec(process: &ProcessSpec, home: &str) -> HelperError {
-    let refused = |text: String| HelperError::Refused(text);
-    let strings = |list: &[Vec<u8>]| list.iter().cloned().map(CString::new).collect::<Result<Vec<_>, _>>();
-    let (Ok(args), Ok(mut env)) = (strings(&process.args), strings(&process.env)) else {
-        return refused("an argument or environment variable holds a NUL byte".into());
-    };
-    let Some(command) = args.first() else { return refused("there is no command".into()) };
-    let has = |name: &[u8]| process.env.iter().any(|e| e.starts_with(name));
-    let mut default = |name: &str, value: &str| {
-        if !has(name.as_bytes())
-            && let Ok(variable) = CString::new(format!("{name}{value}"))
-        {
-            env.push(variable);
+/// A command that is found, with all that exec takes.
+#[derive(Debug)]
+struct Command {
+    program: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl Command {
+    fn find(process: &ProcessSpec, home: &str) -> Result<Self, HelperError> {
+        let refused = |text: String| HelperError::Refused(text);
+        let strings = |list: &[Vec<u8>]| list.iter().cloned().map(CString::new).collect::<Result<Vec<_>, _>>();
+        let (Ok(args), Ok(mut env)) = (strings(&process.args), strings(&process.env)) else {
+            return Err(refused("an argument or environment variable holds a NUL byte".into()));
+        };
+        let Some(command) = args.first() else { return Err(refused("there is no command".into())) };
+        let has = |name: &[u8]| process.env.iter().any(|e| e.starts_with(name));
+        let mut default = |name: &str, value: &str| {
+            if !has(name.as_bytes())
+                && let Ok(variable) = CString::new(format!("{name}{value}"))
+            {
+                env.push(variable);
+            }
+        };
+        default("HOME=", home);
+        if matches!(process.stdio, Stdio::Terminal(..)) {
+            default("TERM=", "xterm");
         }
-    };
-    default("HOME=", home);
-    if matches!(process.stdio, Stdio::Terminal(..)) {
-        default("TERM=", "xterm");
+        let path = process.env.iter().rev().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+        let program = find(command, path).map_err(|why| refused(format!("exec {}: {why}", quoted(command))))?;
+        Ok(Self { program, args, env })
     }
-    let path = process.env.iter().rev().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
-    let program = match find(command, path) {
-        Ok(program) => program,
-        Err(why) => return refused(format!("exec {}: {why}", quoted(command))),
-    };
-    let args: Vec<&CStr> = args.iter().map(CString::as_c_str).collect();
-    let env: Vec<&CStr> = env.iter().map(CString::as_c_str).collect();
-    match sys::execve(&program, &args, &env) {
-        Ok(never) => match never {},
-        Err(error) => refused(format!("exec {}: {}", quoted(&program), exec_reason(&error))),
+
+    fn exec(&self) -> HelperError {
+        let args: Vec<&CStr> = self.args.iter().map(CString::as_c_str).collect();
+        let env: Vec<&CStr> = self.env.iter().map(CString::as_c_str).collect();
+        match sys::execve(&self.program, &args, &env) {
+            Ok(never) => match never {},
+            Err(error) => HelperError::Refused(format!("exec {}: {}", quoted(&self.program), exec_reason(&error))),
+        }
     }
 }
 

@@ -32,10 +32,15 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     command::report_and_start(control, &spec.process, prepared, warnings)
 }
 
+/// Keeps what is mounted from here on in this mount namespace.
+pub(super) fn make_mounts_private() -> Result<(), HelperError> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(at("make mounts private"))
+}
+
 /// Attaches the root and everything on it.
 fn build_root(spec: &ContainerSpec, fds: &Descriptors) -> Result<Root, HelperError> {
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).map_err(at("make mounts private"))?;
+    make_mounts_private()?;
     let tree = fds.get(spec.root)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(tree, "", rustix::fs::CWD, &spec.attach_point, flags)
@@ -59,7 +64,7 @@ fn build_root(spec: &ContainerSpec, fds: &Descriptors) -> Result<Root, HelperErr
 }
 
 /// Makes the attached root "/", and drops the agent's tree from the namespace.
-fn pivot(root: &Root) -> Result<(), HelperError> {
+pub(super) fn pivot(root: &Root) -> Result<(), HelperError> {
     rustix::process::fchdir(root.as_fd()).map_err(at("enter the root"))?;
     rustix::process::pivot_root(".", ".").map_err(at("pivot into the root"))?;
     rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).map_err(at("drop the agent's mounts"))?;

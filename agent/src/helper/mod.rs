@@ -72,6 +72,11 @@ impl Descriptors {
 /// Runs as a helper; its control socket is standard input.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Until its exec this process has the agent's descriptors, which nobody may reach through /proc.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        crate::log::warning!("helper cannot become non-dumpable: {error}");
+        return ExitCode::FAILURE;
+    }
     let control = match take_control_socket() {
         Ok(control) => control,
         Err(error) => {
@@ -100,7 +105,7 @@ fn run(control: &UnixStream) -> Result<(), HelperError> {
     match spec {
         Spec::Container(spec) => container::run(control, &spec, &fds),
         Spec::Exec(spec) => exec(control, &spec, &fds),
-        Spec::Pause(spec) => pause::run(control, &spec, &fds),
+        Spec::Pause(spec) => pause::run(control, &spec, fds),
     }
 }
 
@@ -144,7 +149,8 @@ fn enter_and_fork(control: &UnixStream, entry: &Entry<'_>, fds: &Descriptors) ->
             // Until the first process has taken its byte, both would read from one socket.
             let _ = (&gate_reader).read(&mut [0]).map_err(at("wait for the first stage"))?;
             rustix::process::setsid().map_err(at("start a session"))?;
-            Ok(())
+            // What a process of another container, or of the host, put into its keyring is nobody else's.
+            sys::new_session_keyring().map_err(at("make a session keyring"))
         }
     }
 }

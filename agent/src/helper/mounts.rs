@@ -123,6 +123,20 @@ pub(super) fn make_readonly(root: &Root, path: &str) -> Result<(), HelperError> 
     attach(tree.as_fd(), target.as_fd()).map_err(at(step()))
 }
 
+/// The container's own /dev/null, and nothing that something in the image or a volume would put in its place.
+fn null_device(root: &Root) -> Result<OwnedFd, HelperError> {
+    let step = "look up /dev/null";
+    let null = root.open(Path::new("/dev/null"), OFlags::PATH | OFlags::NOFOLLOW).map_err(at(step))?;
+    let stat = rustix::fs::fstat(&null).map_err(at(step))?;
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if is_device && stat.st_rdev == rustix::fs::makedev(1, 3) {
+        return Ok(null);
+    }
+    let why = "/dev/null of the container is not the null device (character device 1:3), so no file can be masked \
+               with it; mount nothing else there";
+    Err(HelperError::Refused(why.into()))
+}
+
 /// Hides `path`, when it exists: an empty read-only directory, or /dev/null.
 pub(super) fn mask(root: &Root, path: &str) -> Result<(), HelperError> {
     let Some(target) = existing(root, path)? else { return Ok(()) };
@@ -131,8 +145,28 @@ pub(super) fn mask(root: &Root, path: &str) -> Result<(), HelperError> {
     let tree = if FileType::from_raw_mode(mode) == FileType::Directory {
         detached("tmpfs", &[("mode", "755"), ("nr_inodes", "1")], NO_SUID | NO_DEV | NO_EXEC | READ_ONLY)
     } else {
-        root.open(Path::new("/dev/null"), OFlags::PATH).and_then(|null| clone_of(&null))
+        clone_of(&null_device(root)?)
     };
     let tree = tree.map_err(at(step()))?;
     attach(tree.as_fd(), target.as_fd()).map_err(at(step()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_null_device_masks_files() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("dev")).unwrap();
+        let root = Root::new(std::fs::File::open(directory.path()).unwrap().into());
+        let null = directory.path().join("dev/null");
+        std::os::unix::fs::symlink("/etc/shadow", &null).unwrap();
+        assert!(null_device(&root).unwrap_err().to_string().contains("not the null device"));
+        std::fs::remove_file(&null).unwrap();
+        std::fs::write(&null, "").unwrap();
+        assert!(null_device(&root).is_err());
+        let host = Root::new(std::fs::File::open("/").unwrap().into());
+        null_device(&host).unwrap();
+    }
 }

@@ -1,16 +1,29 @@
 //! The pod's namespace holder: PID 1 of the pod's PID namespace, which only reaps.
+//!
+//! A container that shares the namespace and has CAP_SYS_PTRACE reaches all that this process has, through /proc/1 or
+//! by taking it over: it has an empty root, no capabilities, and no descriptors of the host's files.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::mount::{MountAttrFlags, MoveMountFlags};
 use rustix::process::{Pid, WaitOptions};
 
-use super::spec::{PauseSpec, Reply};
-use super::{Descriptors, Entry, HelperError, at, enter_and_fork, wire, write_setting};
+use super::paths::Root;
+use super::spec::{CapabilitySpec, PauseSpec, Reply};
+use super::{
+    Descriptors, Entry, HelperError, at, capabilities, container, enter_and_fork, mounts, wire, write_setting,
+};
+use crate::sys;
 
-pub(super) fn run(control: &UnixStream, spec: &PauseSpec, fds: &Descriptors) -> Result<(), HelperError> {
-    let unshare = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    let entry = Entry { cgroup_procs: spec.cgroup_procs, join: &[], unshare };
-    enter_and_fork(control, &entry, fds)?;
+/// Where the empty root is attached on its way to "/": guests and hosts have it, and the settings are written by then.
+const ATTACH_POINT: &str = "/proc";
+
+pub(super) fn run(control: &UnixStream, spec: &PauseSpec, fds: Descriptors) -> Result<(), HelperError> {
+    let entry = Entry { cgroup_procs: spec.cgroup_procs, join: &[], unshare: spec.namespaces };
+    enter_and_fork(control, &entry, &fds)?;
+    drop(fds);
     if !spec.hostname.is_empty() {
         let name = spec.hostname.as_bytes();
         rustix::system::sethostname(name).map_err(at(format!("set the hostname {:?}", spec.hostname)))?;
@@ -19,9 +32,40 @@ pub(super) fn run(control: &UnixStream, spec: &PauseSpec, fds: &Descriptors) -> 
         let path = format!("/proc/sys/{path}");
         write_setting(&path, value).map_err(at(format!("write {value:?} to {path}")))?;
     }
-    let ready = Reply::Ready { warnings: Vec::new() };
+    give_everything_up()?;
+    let ready = Reply::Ready { warnings: Vec::new(), identity: None };
     wire::send(control, &ready, &[]).map_err(at("report"))?;
     rest(control)
+}
+
+/// Leaves the agent's files, descriptors and rights behind.
+fn give_everything_up() -> Result<(), HelperError> {
+    enter_empty_root()?;
+    let (nothing, writer) = io::pipe().map_err(at("make a pipe"))?;
+    drop(writer);
+    rustix::stdio::dup2_stdin(&nothing)
+        .and_then(|()| rustix::stdio::dup2_stdout(&nothing))
+        .and_then(|()| rustix::stdio::dup2_stderr(&nothing))
+        .map_err(at("leave the agent's standard streams"))?;
+    capabilities::limit_bounding(0)?;
+    let none = CapabilitySpec { bounding: 0, effective: 0, permitted: 0, inheritable: 0, ambient: 0 };
+    capabilities::apply(&none)?;
+    rustix::thread::set_no_new_privs(true).map_err(at("set no_new_privs"))
+}
+
+fn enter_empty_root() -> Result<(), HelperError> {
+    sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(at("make mount and cgroup namespaces"))?;
+    container::make_mounts_private()?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let options = [("mode", "555"), ("size", "4k"), ("nr_inodes", "1")];
+    let tree = mounts::detached("tmpfs", &options, attributes).map_err(at("make an empty root"))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree.as_fd(), "", rustix::fs::CWD, ATTACH_POINT, flags)
+        .map_err(at("attach the empty root"))?;
+    container::pivot(&Root::new(tree))
 }
 
 /// Reaps until the agent closes the control socket, which ends the namespace.

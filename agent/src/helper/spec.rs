@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::users::Identity;
+use crate::seccomp::Program;
+
 /// Index into the descriptors that come with the specification.
 pub type Fd = usize;
 
@@ -32,6 +35,8 @@ pub struct Join {
 pub struct PauseSpec {
     /// `cgroup.procs` of the pod's own leaf.
     pub cgroup_procs: Fd,
+    /// `CLONE_NEW*` flags of those to be made.
+    pub namespaces: i32,
     /// Name of the UTS namespace; empty keeps the inherited one.
     pub hostname: String,
     /// Settings of the IPC and UTS namespaces, as paths below /proc/sys and their content.
@@ -144,6 +149,8 @@ pub struct ProcessSpec {
     pub no_new_privileges: bool,
     /// -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+    /// Installed last, before the command; `None` allows everything.
+    pub seccomp: Option<Program>,
     /// Streams.
     pub stdio: Stdio,
 }
@@ -198,6 +205,8 @@ pub enum Reply {
     Ready {
         /// What could not be applied.
         warnings: Vec<String>,
+        /// Whose rights the process has; `None` for one that runs no command.
+        identity: Option<Identity>,
     },
     /// It cannot be done.
     Failed {

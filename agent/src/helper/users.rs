@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::paths::Root;
@@ -15,6 +16,9 @@ use super::spec::UserSpec;
 const MAX_FILE: u64 = 4 << 20;
 /// Most groups of one process, as the kernel has it.
 const MAX_GROUPS: usize = 65536;
+
+/// Highest user or group id: to the kernel -1 means "leave it as it is", which is root.
+pub const MAX_ID: u32 = i32::MAX.cast_unsigned();
 
 /// Why there is no such user.
 #[derive(Debug, Error)]
@@ -33,6 +37,9 @@ pub enum UserError {
     /// A name without an entry.
     #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
+    /// A number that is no id.
+    #[error("user or group id {0} is out of range: 0 to {MAX_ID}")]
+    OutOfRange(String),
     /// More than the kernel takes.
     #[error("the user has {0} groups; the kernel allows {MAX_GROUPS}")]
     TooManyGroups(usize),
@@ -56,7 +63,7 @@ struct Group {
 }
 
 /// Whose rights a process gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// User id.
     pub uid: u32,
@@ -96,11 +103,22 @@ fn read(path: &'static str) -> Result<String, UserError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The id that `text` is if it is a number; anything else is a name.
+fn number(text: &str) -> Option<Result<u32, UserError>> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let in_range = || text.parse().ok().filter(|id| *id <= MAX_ID);
+    digits.then(|| in_range().ok_or_else(|| UserError::OutOfRange(text.into())))
+}
+
+fn entry_id(field: &str) -> Option<u32> {
+    number(field)?.ok()
+}
+
 fn accounts(passwd: &str) -> impl Iterator<Item = Account> + '_ {
     passwd.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (uid, gid) = (entry_id(fields.nth(1)?)?, entry_id(fields.next()?)?);
         let home = fields.nth(1).unwrap_or_default();
         Some(Account { name: name.into(), uid, gid, home: home.into() })
     })
@@ -110,7 +128,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group> + '_ {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
-        let gid = fields.nth(1)?.parse().ok()?;
+        let gid = entry_id(fields.nth(1)?)?;
         let members = fields.next().unwrap_or_default();
         let members = members.split(',').map(str::trim).filter(|m| !m.is_empty()).map(String::from).collect();
         Some(Group { name: name.into(), gid, members })
@@ -128,7 +146,7 @@ fn resolve(spec: &UserSpec, passwd: &str, group: &str) -> Result<Identity, UserE
         (None, "") => image_user.into(),
         (None, name) => name.into(),
     };
-    let account = find_account(&wanted, spec.uid.is_none(), passwd)?;
+    let account = find_account(&wanted, passwd)?;
     let from_image = spec.uid.is_none() && spec.username.is_empty();
     let gid = match (spec.gid, image_group.filter(|_| from_image)) {
         (Some(gid), _) => gid,
@@ -149,20 +167,21 @@ fn resolve(spec: &UserSpec, passwd: &str, group: &str) -> Result<Identity, UserE
     Ok(Identity { uid: account.uid, gid, groups: all, home })
 }
 
-fn find_account(wanted: &str, by_name: bool, passwd: &str) -> Result<Account, UserError> {
-    if by_name && let Some(account) = accounts(passwd).find(|a| a.name == wanted) {
-        return Ok(account);
-    }
-    let uid = wanted.parse().map_err(|_| UserError::UnknownUser(wanted.into()))?;
+fn find_account(wanted: &str, passwd: &str) -> Result<Account, UserError> {
+    // A number first: an entry named "1000" must not make a user that was checked not to be root root.
+    let Some(uid) = number(wanted).transpose()? else {
+        return accounts(passwd).find(|a| a.name == wanted).ok_or_else(|| UserError::UnknownUser(wanted.into()));
+    };
     let anonymous = Account { name: String::new(), uid, gid: 0, home: String::new() };
     Ok(accounts(passwd).find(|a| a.uid == uid).unwrap_or(anonymous))
 }
 
 fn find_group(wanted: &str, group: &str) -> Result<u32, UserError> {
-    match groups(group).find(|g| g.name == wanted) {
-        Some(found) => Ok(found.gid),
-        None => wanted.parse().map_err(|_| UserError::UnknownGroup(wanted.into())),
+    if let Some(gid) = number(wanted) {
+        return gid;
     }
+    let found = groups(group).find(|g| g.name == wanted);
+    found.map(|g| g.gid).ok_or_else(|| UserError::UnknownGroup(wanted.into()))
 }
 
 #[cfg(test)]
@@ -223,6 +242,25 @@ mod tests {
         assert_eq!(error.to_string(), "unable to find user nobody9: no matching entries in passwd file");
         let error = identity(UserSpec { image_user: "web:nogroup9".into(), ..Default::default() }).unwrap_err();
         assert_eq!(error.to_string(), "unable to find group nogroup9: no matching entries in group file");
+    }
+
+    #[test]
+    fn numbers_are_never_names() {
+        let passwd = "1000:x:0:0::/root:\nall:x:4294967295:0::/:\nsome:x:5:4294967295::/:\n+5:x:7:7::/:\n";
+        let group = "1000:x:0:\nall:x:4294967295:\n";
+        let found = |user: &str| resolve(&UserSpec { image_user: user.into(), ..Default::default() }, passwd, group);
+        let both = found("1000:1000").unwrap();
+        assert_eq!((both.uid, both.gid), (1000, 1000));
+        let spec = UserSpec { username: "1000".into(), ..Default::default() };
+        assert_eq!(resolve(&spec, passwd, group).unwrap().uid, 1000);
+        assert_eq!(found("2147483647").unwrap().uid, MAX_ID);
+        assert_eq!(found("+5").unwrap().uid, 7);
+        for out_of_range in ["2147483648", "4294967295", "99999999999999999999", "0:4294967295"] {
+            assert!(matches!(found(out_of_range), Err(UserError::OutOfRange(_))), "{out_of_range}");
+        }
+        for unknown in ["all", "some", "-1", "0:all", "0:-1"] {
+            assert!(found(unknown).is_err(), "{unknown}");
+        }
     }
 
     proptest! {

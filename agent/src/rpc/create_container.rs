@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use bulkhead_proto::agent::{CreateContainerRequest, CreateContainerResponse};
+use bulkhead_proto::agent::{CreateContainerRequest, CreateContainerResponse, Identity};
 
 use super::{Service, blocking};
+use crate::helper::users;
 
 pub(super) async fn run(service: &Service, request: CreateContainerRequest) -> ttrpc::Result<CreateContainerResponse> {
     let sandbox = Arc::clone(&service.sandbox);
@@ -13,5 +14,10 @@ pub(super) async fn run(service: &Service, request: CreateContainerRequest) -> t
     let mut response = CreateContainerResponse::new();
     response.pid = created.pid.cast_unsigned();
     response.warnings = created.warnings;
+    response.identity = created.identity.map(identity).into();
     Ok(response)
+}
+
+fn identity(found: users::Identity) -> Identity {
+    Identity { uid: found.uid, gid: found.gid, groups: found.groups, ..Default::default() }
 }

@@ -8,6 +8,7 @@ mod info;
 mod remove_container;
 mod remove_process;
 mod resize_terminal;
+mod set_cpus;
 mod shutdown;
 mod signal_process;
 mod start_container;
@@ -92,6 +93,14 @@ impl Agent for Service {
         request: proto::UpdateContainerRequest,
     ) -> ttrpc::Result<proto::UpdateContainerResponse> {
         update_container::run(self, request).await
+    }
+
+    async fn set_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: proto::SetCpusRequest,
+    ) -> ttrpc::Result<proto::SetCpusResponse> {
+        set_cpus::run(self, request).await
     }
 
     async fn exec_process(

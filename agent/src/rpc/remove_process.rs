@@ -1,4 +1,4 @@
-//! RemoveProcess: an exec'd process that has ended is forgotten.
+//! RemoveProcess: an exec'd process is forgotten, at once or when it ends.
 
 use bulkhead_proto::agent::{RemoveProcessRequest, RemoveProcessResponse};
 
@@ -9,7 +9,7 @@ pub(super) fn run(service: &Service, request: &RemoveProcessRequest) -> ttrpc::R
         return Err(errors::invalid("the first process goes with its container: exec_id is empty".into()));
     }
     if let Ok(container) = service.sandbox.container(&request.container_id) {
-        container.remove_process(&request.exec_id).map_err(errors::refuse)?;
+        container.remove_process(&request.exec_id);
     }
     Ok(RemoveProcessResponse::new())
 }

@@ -1,12 +1,17 @@
 //! Stats: figures of containers, interfaces and the pod.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use bulkhead_proto::agent::{ContainerStats, InterfaceStats, StatsRequest, StatsResponse};
+use bulkhead_proto::agent::{ContainerStats, StatsRequest, StatsResponse};
+use bulkhead_proto::figures;
 
 use super::{Service, blocking, errors};
 use crate::container::{Container, ContainerError, stats};
 use crate::sandbox::Sandbox;
+
+/// Longest wait for all counts of writable layers together; the daemon gives this verb a second or two.
+const COUNTING: Duration = Duration::from_millis(300);
 
 pub(super) async fn run(service: &Service, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
     let sandbox = Arc::clone(&service.sandbox);
@@ -21,49 +26,25 @@ pub(super) async fn run(service: &Service, request: StatsRequest) -> ttrpc::Resu
 
 fn read(sandbox: &Sandbox, containers: &[Arc<Container>]) -> StatsResponse {
     let mut response = StatsResponse::new();
-    response.containers = containers.iter().map(|container| container_stats(container)).collect();
+    // All at once, then one wait for all.
+    containers.iter().for_each(|container| container.count_layer());
+    let deadline = Instant::now() + COUNTING;
+    response.containers = containers.iter().map(|container| container_stats(container, deadline)).collect();
     response.pod = Some(stats::read(&sandbox.cgroup.whole())).into();
     let table = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
-    response.interfaces = interfaces(&table);
+    response.interfaces = figures::interfaces(&table);
     response
 }
 
-fn container_stats(container: &Container) -> ContainerStats {
+fn container_stats(container: &Container, deadline: Instant) -> ContainerStats {
     let mut figures = ContainerStats::new();
     figures.container_id.clone_from(&container.id);
     figures.cgroup = Some(stats::read(&container.cgroup)).into();
-    (figures.rootfs_used_bytes, figures.rootfs_used_inodes) = container.layer_usage();
-    figures
-}
-
-/// Reads the kernel's table of interfaces, less the loopback.
-fn interfaces(table: &str) -> Vec<InterfaceStats> {
-    table
-        .lines()
-        .filter_map(|line| {
-            let (name, figures) = line.split_once(':')?;
-            let figures: Vec<u64> = figures.split_whitespace().filter_map(|figure| figure.parse().ok()).collect();
-            let mut stats = InterfaceStats::new();
-            stats.name = name.trim().into();
-            (stats.rx_bytes, stats.rx_errors) = (*figures.first()?, *figures.get(2)?);
-            (stats.tx_bytes, stats.tx_errors) = (*figures.get(8)?, *figures.get(10)?);
-            (stats.name != "lo").then_some(stats)
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_interface_table_is_read() {
-        let table = "Inter-|   Receive\n face |bytes packets errs\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n\
-            \x20 eth0: 100 2 3 0 0 0 0 0 200 4 5 0 0 0 0 0\n  bad: 1\n";
-        let found = interfaces(table);
-        assert_eq!(found.len(), 1);
-        let eth0 = &found[0];
-        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.rx_errors), ("eth0", 100, 3));
-        assert_eq!((eth0.tx_bytes, eth0.tx_errors), (200, 5));
+    figures.processes = Some(container.cgroup.processes().len() as u64);
+    if let Some(usage) = container.layer_usage(deadline) {
+        (figures.rootfs_used_bytes, figures.rootfs_used_inodes) = (Some(usage.bytes), Some(usage.inodes));
+        figures.rootfs_counted_at_ns = usage.at_ns;
     }
+    figures.layers = container.layer_space().into();
+    figures
 }

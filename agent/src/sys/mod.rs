@@ -3,13 +3,16 @@
 
 pub mod bpf;
 pub mod dm;
+pub mod loop_device;
 
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
+
+use crate::seccomp::{Instruction, Program};
 
 /// Which side of a [`fork`] this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,54 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         pid if pid > 0 => Ok(Fork::Parent(pid)),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes a descriptor that the parent process left open under this number, and closes it on exec from now on.
+///
+/// # Errors
+/// When it is one of the standard three, or not open.
+pub fn take_descriptor(number: i32) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: fcntl only changes a flag; a number that is not open is an error.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    // SAFETY: it is open, and was handed to this process for the caller: nothing else here owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Runs `work` on a thread of its own in the mount namespace behind `namespace`.
+///
+/// # Errors
+/// When the namespace cannot be entered, and what `work` returns.
+pub fn in_mount_namespace<T, F>(namespace: BorrowedFd<'_>, work: F) -> io::Result<T>
+where
+    T: Send,
+    F: FnOnce() -> io::Result<T> + Send,
+{
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            // A thread may change its mount namespace only when it shares root and current directory with no other.
+            unshare(libc::CLONE_FS)?;
+            rustix::thread::move_into_link_name_space(namespace, Some(rustix::thread::LinkNameSpaceType::Mount))?;
+            work()
+        });
+        entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+/// Gives the calling process a session keyring of its own, empty. A kernel without keyrings needs none.
+///
+/// # Errors
+/// The kernel's.
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    let no_name: *const libc::c_char = std::ptr::null();
+    // SAFETY: a null name asks for a new anonymous keyring; nothing else is a pointer.
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, no_name) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other,
     }
 }
 
@@ -63,6 +114,32 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 pub fn kill_group(group: i32, signal: i32) -> io::Result<()> {
     // SAFETY: killpg takes two integers.
     check(unsafe { libc::killpg(group, signal) }.into())
+}
+
+/// Sends a signal by number to a process.
+///
+/// # Errors
+/// The kernel's.
+pub fn kill_process(pid: i32, signal: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // SAFETY: kill takes two integers.
+    check(unsafe { libc::kill(pid, signal) }.into())
+}
+
+/// The processes of a session, the leader aside.
+#[must_use]
+pub fn session_members(leader: i32) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != leader && session_of(*pid) == Some(leader)).collect()
+}
+
+fn session_of(pid: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, which may hold anything, ends with the last parenthesis; state, parent, group and session follow.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// Marks every descriptor from 3 on close-on-exec.
@@ -126,6 +203,19 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, propagatio
             size_of::<MountAttr>(),
         )
     })
+}
+
+/// Installs a seccomp filter on the calling thread; its system calls obey it from here on.
+///
+/// # Errors
+/// The kernel's: `EACCES` without both CAP_SYS_ADMIN and no_new_privs, `EINVAL` for what is no program.
+pub fn set_seccomp_filter(program: &Program) -> io::Result<()> {
+    let instruction = |i: &Instruction| libc::sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k };
+    let mut instructions: Vec<libc::sock_filter> = program.instructions.iter().map(instruction).collect();
+    let len = u16::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let whole = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    // SAFETY: `whole` holds the length of the array it points to; both live through the call and the kernel copies them.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, program.flags, &raw const whole) })
 }
 
 /// Makes `terminal` the controlling terminal of this session leader.
