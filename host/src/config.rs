@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageStoreConfig;
+use crate::streaming::StreamingConfig;
+
+mod handler;
+
+pub use handler::{Accelerator, MICROVM, QEMU, RuntimeHandlerConfig, SandboxerKind};
 
 /// Where the configuration is looked for when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/bulkhead/config.toml";
@@ -21,10 +26,14 @@ pub struct Config {
     pub daemon: DaemonConfig,
     /// What runs inside a VM.
     pub guest: GuestConfig,
+    /// Jails of machines.
+    pub jail: JailConfig,
     /// Runtime handlers by name.
     pub runtimes: BTreeMap<String, RuntimeHandlerConfig>,
     /// CNI.
     pub network: NetworkConfig,
+    /// Exec, attach and port-forward.
+    pub streaming: StreamingConfig,
     /// Image store and registries.
     pub image: ImageStoreConfig,
 }
@@ -41,7 +50,8 @@ pub struct DaemonConfig {
     pub socket: PathBuf,
     /// A tracing filter: "info", "bulkhead=debug".
     pub log: String,
-    /// The handler of pods that name none.
+    /// The handler of pods that name none; empty: "microvm" where the KVM self-test passes, else "qemu", as far as there are
+    /// handlers of these names.
     pub default_runtime: String,
 }
 
@@ -57,54 +67,38 @@ pub struct GuestConfig {
     pub vmm: PathBuf,
     /// The `bulkhead-fs` binary; empty: beside the daemon's own.
     pub file_server: PathBuf,
+    /// The agent as a program of the host, for handlers of the sandboxer `native`.
+    pub agent: PathBuf,
     /// Size of a pod's scratch drive in MiB; sparse.
     pub scratch_mib: u64,
     /// Longest time from the monitor's start to the agent's first word, in seconds.
     pub boot_timeout_s: u64,
 }
 
-/// `[runtimes.NAME]`
+/// `[jail]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuntimeHandlerConfig {
-    /// What carries the pod.
-    pub sandboxer: SandboxerKind,
-    /// How QEMU runs guest code.
-    #[serde(default)]
-    pub accelerator: Accelerator,
-    /// The QEMU binary, looked up in PATH when it has no slash.
-    #[serde(default = "default_qemu")]
-    pub qemu: PathBuf,
-    /// Virtual CPUs of a pod.
-    #[serde(default = "default_vcpus")]
-    pub vcpus: u32,
-    /// Memory of a pod's guest in MiB.
-    #[serde(default = "default_memory_mib")]
-    pub memory_mib: u64,
-    /// Appended to the guest's kernel command line.
-    #[serde(default)]
-    pub kernel_arguments: String,
+#[serde(default, deny_unknown_fields)]
+pub struct JailConfig {
+    /// Whether machines of bulkhead-vmm's own are jailed.
+    pub enabled: bool,
+    /// The first user id (and group id) that machines run as; nobody else on the host may have it.
+    pub first_user: u32,
+    /// How many there are, and so how many pods at a time.
+    pub users: u32,
 }
 
-/// What carries a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SandboxerKind {
-    /// QEMU's microvm machine.
-    Qemu,
+impl JailConfig {
+    /// All ids.
+    #[must_use]
+    pub fn users(&self) -> std::ops::Range<u32> {
+        self.first_user..self.first_user.saturating_add(self.users)
+    }
 }
 
-/// How QEMU runs guest code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accelerator {
-    /// KVM where its self-test passes, else TCG.
-    #[default]
-    Auto,
-    /// Hardware virtualisation.
-    Kvm,
-    /// Software emulation; no security boundary.
-    Tcg,
+impl Default for JailConfig {
+    fn default() -> Self {
+        Self { enabled: true, first_user: 2_000_000_000, users: 65_536 }
+    }
 }
 
 /// `[network]`
@@ -126,7 +120,7 @@ impl Default for DaemonConfig {
             run: "/run/bulkhead".into(),
             socket: "/run/bulkhead/bulkhead.sock".into(),
             log: "info".into(),
-            default_runtime: "qemu".into(),
+            default_runtime: String::new(),
         }
     }
 }
@@ -138,6 +132,7 @@ impl Default for GuestConfig {
             initramfs: "/usr/lib/bulkhead/initramfs".into(),
             vmm: PathBuf::new(),
             file_server: PathBuf::new(),
+            agent: "/usr/lib/bulkhead/bulkhead-agent".into(),
             scratch_mib: 10 * 1024,
             boot_timeout_s: 60,
         }
@@ -150,33 +145,6 @@ impl Default for NetworkConfig {
             conf_dir: "/etc/cni/net.d".into(),
             bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             timeout_s: 60,
-        }
-    }
-}
-
-fn default_qemu() -> PathBuf {
-    "qemu-system-x86_64".into()
-}
-
-fn default_vcpus() -> u32 {
-    1
-}
-
-fn default_memory_mib() -> u64 {
-    256
-}
-
-impl RuntimeHandlerConfig {
-    /// The handler that stands when the file names none.
-    #[must_use]
-    pub fn qemu() -> Self {
-        Self {
-            sandboxer: SandboxerKind::Qemu,
-            accelerator: Accelerator::Auto,
-            qemu: default_qemu(),
-            vcpus: default_vcpus(),
-            memory_mib: default_memory_mib(),
-            kernel_arguments: String::new(),
         }
     }
 }
@@ -194,6 +162,17 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// For messages about what only the host's own kernel can give: which runtime handler can.
+    #[must_use]
+    pub fn native_handlers(&self) -> String {
+        let native = self.runtimes.iter().filter(|(_, handler)| handler.sandboxer.shares_host());
+        let names: Vec<String> = native.map(|(name, _)| format!("{name:?}")).collect();
+        if names.is_empty() {
+            return "a runtime handler with sandboxer = \"native\" could, but none is configured".to_owned();
+        }
+        format!("runtime handler {} can", names.join(" or "))
+    }
+
     /// Reads `path` and its drop-ins. An explicitly named file must exist; the default one need not.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let main = path.unwrap_or(Path::new(DEFAULT_PATH));
@@ -209,7 +188,7 @@ impl Config {
             .try_into()
             .map_err(|e: toml::de::Error| ConfigError::Parse { path: main.to_owned(), detail: e.to_string() })?;
         if config.runtimes.is_empty() {
-            config.runtimes.insert("qemu".into(), RuntimeHandlerConfig::qemu());
+            config.runtimes.extend(RuntimeHandlerConfig::defaults());
         }
         if !own_image_root {
             config.image.root = config.daemon.root.join("images");
@@ -220,7 +199,12 @@ impl Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |text: String| Err(ConfigError::Invalid(text));
-        if !self.runtimes.contains_key(&self.daemon.default_runtime) {
+        let named = &self.daemon.default_runtime;
+        if named.is_empty() && !self.runtimes.contains_key(MICROVM) && !self.runtimes.contains_key(QEMU) {
+            let text = "daemon.default_runtime is empty, and there is neither [runtimes.microvm] nor [runtimes.qemu]";
+            return invalid(text.to_owned());
+        }
+        if !named.is_empty() && !self.runtimes.contains_key(named) {
             let known: Vec<_> = self.runtimes.keys().map(String::as_str).collect();
             return invalid(format!(
                 "daemon.default_runtime is {:?}, but only [runtimes.{}] exist",
@@ -229,15 +213,13 @@ impl Config {
             ));
         }
         for (name, handler) in &self.runtimes {
-            if handler.vcpus == 0 || handler.vcpus > 64 {
-                return invalid(format!("runtimes.{name}.vcpus is {}; 1 to 64 are possible", handler.vcpus));
-            }
-            if handler.memory_mib < 96 {
-                return invalid(format!(
-                    "runtimes.{name}.memory_mib is {}; a guest needs at least 96",
-                    handler.memory_mib
-                ));
-            }
+            handler.check(name).map_err(ConfigError::Invalid)?;
+        }
+        if let Err(text) = self.streaming.validate() {
+            return invalid(text);
+        }
+        if self.jail.first_user == 0 || self.jail.users == 0 {
+            return invalid("jail.first_user and jail.users are 1 or more: machines do not run as root".into());
         }
         for (key, path) in [("root", &self.daemon.root), ("run", &self.daemon.run), ("socket", &self.daemon.socket)] {
             if !path.is_absolute() {
@@ -299,7 +281,7 @@ mod tests {
         let path = write(dir.path(), "config.toml", crate::cli::config::DEFAULT_TEXT);
         let read = toml::to_string(&Config::load(Some(&path)).unwrap()).unwrap();
         let mut default = Config::default();
-        default.runtimes.insert("qemu".into(), RuntimeHandlerConfig::qemu());
+        default.runtimes.extend(RuntimeHandlerConfig::defaults());
         assert_eq!(read, toml::to_string(&default).unwrap());
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::config::Config;
+use crate::config::{Config, SandboxerKind};
 use crate::cri::server;
 use crate::image::Images;
 use crate::network::PodNetwork;
@@ -14,8 +14,7 @@ use crate::node::Node;
 use crate::sandbox::scratch::ScratchTemplate;
 use crate::sandboxer::monitor::{self, HostAbilities};
 use crate::store::Store;
-use crate::sys;
-use crate::{check, container, sandbox};
+use crate::{check, container, sandbox, streaming, sys};
 
 pub(super) fn serve(path: Option<&Path>) -> anyhow::Result<()> {
     let config = Config::load(path)?;
@@ -34,10 +33,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let _lock = sys::lock::LockFile::acquire(&config.daemon.root.join("daemon.lock"))?;
     let socket = config.daemon.socket.clone();
-    let node = Arc::new(node(config).await?);
+    let (endpoint, clients) = streaming::bind(&config.streaming).await?;
+    let node = Arc::new(node(config, endpoint).await?);
+    node.events.attach(&node);
     container::load(&node)?;
     sandbox::recover(&node).await?;
     container::recover(&node).await;
+    tokio::spawn(streaming::serve(node.clone(), clients));
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving CRI v1");
     server::serve(node, listener, &socket, stop_signal()?).await?;
@@ -46,8 +48,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn node(config: Config) -> anyhow::Result<Node> {
+async fn node(config: Config, streaming: streaming::Endpoint) -> anyhow::Result<Node> {
     let abilities = abilities().await;
+    tell_default_handler(&config, &abilities);
     warn_of_emulation(&config, &abilities);
     let store = Store::open(&config.daemon.root.join("state.redb"))?;
     let images = Images::open(config.image.clone()).await?;
@@ -55,6 +58,7 @@ async fn node(config: Config) -> anyhow::Result<Node> {
         config_directory: config.network.conf_dir.clone(),
         plugin_directories: config.network.bin_dirs.clone(),
         record_directory: config.daemon.root.join("cni"),
+        root: config.daemon.root.clone(),
         plugin_limit: std::time::Duration::from_secs(config.network.timeout_s),
     });
     let (root, mib) = (config.daemon.root.clone(), config.guest.scratch_mib);
@@ -67,6 +71,7 @@ async fn node(config: Config) -> anyhow::Result<Node> {
         }
     };
     Ok(Node {
+        container_file_system: container_file_system(&config, scratch.directory()),
         vmm: beside(&config.guest.vmm, "bulkhead-vmm")?,
         file_server: beside(&config.guest.file_server, "bulkhead-fs")?,
         boot_id: sys::host::boot_id().context("cannot read the host's boot id")?,
@@ -75,13 +80,24 @@ async fn node(config: Config) -> anyhow::Result<Node> {
         network,
         abilities,
         scratch,
+        streaming,
         cgroups,
+        events: Default::default(),
+        users: Default::default(),
         sandboxes: Default::default(),
         containers: Default::default(),
         sandbox_creations: Default::default(),
         container_creations: Default::default(),
         config,
     })
+}
+
+/// The kubelet compares mount points to tell whether images and containers share a disk.
+fn container_file_system(config: &Config, scratch: &Path) -> PathBuf {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let images = config.image.root.as_path();
+    if device(images) == device(scratch) { images.to_owned() } else { scratch.to_owned() }
 }
 
 /// A configured path, or the program beside this one.
@@ -93,15 +109,31 @@ fn beside(configured: &Path, name: &str) -> anyhow::Result<PathBuf> {
 }
 
 async fn abilities() -> HostAbilities {
-    let result = tokio::task::spawn_blocking(check::kvm_selftest::run).await;
+    let started = std::time::Instant::now();
+    let result = tokio::task::spawn_blocking(check::kvm_selftest::run_patiently).await;
+    let kvm_time = started.elapsed();
     let tsc_khz = tokio::task::spawn_blocking(sys::tsc::frequency_khz).await.ok().flatten();
     match result {
         Ok(Ok(passed)) => {
             tracing::info!(us = passed.as_micros(), "KVM self-test passed");
-            HostAbilities { kvm: true, kvm_reason: String::new(), tsc_khz }
+            HostAbilities { kvm: true, kvm_time, kvm_reason: String::new(), tsc_khz }
         }
-        Ok(Err(error)) => HostAbilities { kvm: false, kvm_reason: crate::error_text(&error), tsc_khz },
-        Err(_) => HostAbilities { kvm: false, kvm_reason: "the self-test crashed".into(), tsc_khz },
+        Ok(Err(error)) => HostAbilities { kvm: false, kvm_time, kvm_reason: crate::error_text(&error), tsc_khz },
+        Err(_) => HostAbilities { kvm: false, kvm_time, kvm_reason: "the self-test crashed".into(), tsc_khz },
+    }
+}
+
+fn tell_default_handler(config: &Config, abilities: &HostAbilities) {
+    let handler = monitor::default_handler(config, abilities);
+    let is_own = config.runtimes.get(handler).is_some_and(|found| found.sandboxer == SandboxerKind::Microvm);
+    if abilities.kvm || is_own {
+        tracing::info!(handler, "the default runtime handler");
+    } else {
+        tracing::warn!(
+            handler,
+            reason = abilities.kvm_reason,
+            "KVM cannot run machines of our own here; pods that name no handler get this one"
+        );
     }
 }
 

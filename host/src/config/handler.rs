@@ -1,0 +1,231 @@
+//! `[runtimes.NAME]`: what a runtime handler means, and what a pod may change of it by annotations.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sandboxer::sizing::LEAST_GUEST_MIB;
+
+/// The handler for machines of our own.
+pub const MICROVM: &str = "microvm";
+/// The handler for machines of QEMU's.
+pub const QEMU: &str = "qemu";
+/// What annotations of a pod that are meant for us begin with.
+pub const ANNOTATION_PREFIX: &str = "bulkhead.dev/";
+const VCPUS: &str = "bulkhead.dev/vcpus";
+const MEMORY_MIB: &str = "bulkhead.dev/memory-mib";
+const KERNEL_ARGUMENTS: &str = "bulkhead.dev/kernel-arguments";
+/// Every annotation that a handler may allow.
+const ANNOTATIONS: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGUMENTS];
+
+/// `[runtimes.NAME]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeHandlerConfig {
+    /// What carries the pod.
+    pub sandboxer: SandboxerKind,
+    /// Guest kernel; empty: `guest.kernel`.
+    #[serde(default)]
+    pub kernel: PathBuf,
+    /// Guest initramfs; empty: `guest.initramfs`.
+    #[serde(default)]
+    pub initramfs: PathBuf,
+    /// How QEMU runs guest code.
+    #[serde(default)]
+    pub accelerator: Accelerator,
+    /// The QEMU binary, looked up in PATH when it has no slash.
+    #[serde(default = "default_qemu")]
+    pub qemu: PathBuf,
+    /// Virtual CPUs of a pod that has no CPU limit.
+    #[serde(default = "default_vcpus")]
+    pub vcpus: u32,
+    /// Virtual CPUs that a pod may be given while it runs, as far as the host has them.
+    #[serde(default = "default_max_vcpus")]
+    pub max_vcpus: u32,
+    /// Memory of the guest in MiB, for a pod that has no memory limit.
+    #[serde(default = "default_memory_mib")]
+    pub memory_mib: u64,
+    /// Appended to the guest's kernel command line.
+    #[serde(default)]
+    pub kernel_arguments: String,
+    /// Annotations by which a pod may change the values above.
+    #[serde(default)]
+    pub annotations: Vec<String>,
+}
+
+/// What carries a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxerKind {
+    /// Our own machine on KVM.
+    Microvm,
+    /// QEMU's microvm machine.
+    Qemu,
+    /// Processes of the host's own kernel.
+    Native,
+}
+
+impl SandboxerKind {
+    /// The pod's containers run on the host's kernel: they can be given what is the host's, and nothing separates them
+    /// from it but namespaces.
+    #[must_use]
+    pub fn shares_host(self) -> bool {
+        match self {
+            Self::Native => true,
+            Self::Microvm | Self::Qemu => false,
+        }
+    }
+}
+
+/// How QEMU runs guest code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// KVM where its self-test passes, else TCG.
+    #[default]
+    Auto,
+    /// Hardware virtualisation.
+    Kvm,
+    /// Software emulation; no security boundary.
+    Tcg,
+}
+
+fn default_qemu() -> PathBuf {
+    "qemu-system-x86_64".into()
+}
+
+fn default_vcpus() -> u32 {
+    1
+}
+
+fn default_max_vcpus() -> u32 {
+    4
+}
+
+fn default_memory_mib() -> u64 {
+    256
+}
+
+impl RuntimeHandlerConfig {
+    /// A handler of this kind with every option at its default.
+    #[must_use]
+    pub fn new(sandboxer: SandboxerKind) -> Self {
+        Self {
+            sandboxer,
+            kernel: PathBuf::new(),
+            initramfs: PathBuf::new(),
+            accelerator: Accelerator::Auto,
+            qemu: default_qemu(),
+            vcpus: default_vcpus(),
+            max_vcpus: default_max_vcpus(),
+            memory_mib: default_memory_mib(),
+            kernel_arguments: String::new(),
+            annotations: Vec::new(),
+        }
+    }
+
+    /// VMs of our own.
+    #[must_use]
+    pub fn microvm() -> Self {
+        Self::new(SandboxerKind::Microvm)
+    }
+
+    /// VMs in QEMU.
+    #[must_use]
+    pub fn qemu() -> Self {
+        Self::new(SandboxerKind::Qemu)
+    }
+
+    /// The handlers that stand when the file names none.
+    #[must_use]
+    pub fn defaults() -> [(String, Self); 3] {
+        [
+            (MICROVM.into(), Self::microvm()),
+            (QEMU.into(), Self::qemu()),
+            ("native".into(), Self::new(SandboxerKind::Native)),
+        ]
+    }
+
+    /// Checks the values of handler `name`.
+    ///
+    /// # Errors
+    /// The key, its value and what is possible.
+    pub fn check(&self, name: &str) -> Result<(), String> {
+        if self.vcpus == 0 || self.vcpus > 64 {
+            return Err(format!("runtimes.{name}.vcpus is {}; 1 to 64 are possible", self.vcpus));
+        }
+        if self.max_vcpus > 64 {
+            return Err(format!("runtimes.{name}.max_vcpus is {}; at most 64 are possible", self.max_vcpus));
+        }
+        if self.memory_mib < LEAST_GUEST_MIB {
+            let (is, least) = (self.memory_mib, LEAST_GUEST_MIB);
+            return Err(format!("runtimes.{name}.memory_mib is {is}; a guest needs at least {least}"));
+        }
+        match self.annotations.iter().find(|annotation| !ANNOTATIONS.contains(&annotation.as_str())) {
+            Some(unknown) => {
+                Err(format!("runtimes.{name}.annotations has {unknown:?}; there are {}", ANNOTATIONS.join(", ")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The handler `name` as a pod with these annotations gets it.
+    ///
+    /// # Errors
+    /// An annotation of ours that is unknown, not allowed by this handler, or has an impossible value.
+    pub fn resolve(mut self, name: &str, annotations: &HashMap<String, String>) -> Result<Self, String> {
+        for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATION_PREFIX)) {
+            if !ANNOTATIONS.contains(&key.as_str()) {
+                return Err(format!("annotation {key} is not known; there are {}", ANNOTATIONS.join(", ")));
+            }
+            if !self.annotations.contains(key) {
+                return Err(format!(
+                    "annotation {key} is not allowed by runtime handler {name:?}; put it into annotations of [runtimes.{name}] to allow it"
+                ));
+            }
+            let number = || format!("annotation {key} is {value:?}, which is no number");
+            match key.as_str() {
+                VCPUS => self.vcpus = value.parse().map_err(|_| number())?,
+                MEMORY_MIB => self.memory_mib = value.parse().map_err(|_| number())?,
+                _ => self.kernel_arguments.clone_from(value),
+            }
+        }
+        self.check(name)?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(key: &str, value: &str) -> HashMap<String, String> {
+        HashMap::from([(key.to_owned(), value.to_owned()), ("other.example/x".to_owned(), "y".to_owned())])
+    }
+
+    #[test]
+    fn annotations_change_what_the_handler_allows() {
+        let mut handler = RuntimeHandlerConfig::qemu();
+        let refused = handler.clone().resolve("vm", &with(VCPUS, "2")).unwrap_err();
+        assert!(refused.contains("not allowed") && refused.contains("[runtimes.vm]"), "{refused}");
+        handler.annotations = vec![VCPUS.into(), MEMORY_MIB.into()];
+        assert_eq!(handler.clone().resolve("vm", &with(VCPUS, "2")).unwrap().vcpus, 2);
+        assert_eq!(handler.clone().resolve("vm", &with(MEMORY_MIB, "512")).unwrap().memory_mib, 512);
+        for (key, value, words) in [
+            (VCPUS, "many", "no number"),
+            (VCPUS, "1000", "1 to 64"),
+            (MEMORY_MIB, "1", "at least 96"),
+            ("bulkhead.dev/mystery", "1", "not known"),
+        ] {
+            let text = handler.clone().resolve("vm", &with(key, value)).unwrap_err();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_handler_allows_only_what_exists() {
+        let handler = RuntimeHandlerConfig { annotations: vec!["x".into()], ..RuntimeHandlerConfig::qemu() };
+        assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.annotations has \"x\""));
+    }
+}
