@@ -10,8 +10,8 @@ mod guest;
 #[path = "network/node.rs"]
 mod node;
 
-use std::collections::HashMap;
 use std::fs;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use bulkhead::error_text;
@@ -88,18 +88,75 @@ fn frames_reach_the_tap_and_only_the_guest_answers() {
 }
 
 #[test]
-fn host_ports_are_given_to_portmap_and_taken_back() {
+fn host_ports_are_led_to_the_pod_and_given_back() {
     on_node(&[("10-pods.conflist", BRIDGE)], async |node| {
         let _tap = node.pod("a");
-        let mut request = node.request("a");
-        request.port_mappings = vec![cri::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
+        let request = with_port(node, "a");
         let state = node.network.setup(request.clone()).await.unwrap();
-        assert!(node.rules().contains("18080"), "{}", node.rules());
+        assert!(node.host_ports().contains(&format!("tcp . 18080 : {} . 80", state.ips[0])), "{}", node.host_ports());
+        assert!(!node.rules().contains("18080"), "the plugin portmap was told: {}", node.rules());
+        assert!(TcpListener::bind("0.0.0.0:18080").is_err(), "the port is not held");
+        node.drop_host_ports();
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while !node.host_ports().contains("18080") {
+            assert!(std::time::Instant::now() < until, "the rules stayed away");
+            tokio::task::yield_now().await;
+        }
         node.network.teardown(request, Some(&state)).await.unwrap();
-        assert!(!node.rules().contains("18080"), "{}", node.rules());
+        assert_eq!(node.host_ports(), "");
+        drop(TcpListener::bind("0.0.0.0:18080").unwrap());
         node.remove_pod("a");
         node.assert_nothing_left();
     });
+}
+
+#[test]
+fn host_ports_survive_the_daemon() {
+    on_node(&[("10-pods.conflist", BRIDGE)], async |node| {
+        let _tap = node.pod("a");
+        let request = with_port(node, "a");
+        let first = node.restarted();
+        let state = first.setup(request.clone()).await.unwrap();
+        drop(first);
+        node.drop_host_ports();
+        let second = node.restarted();
+        second.recover(|id| id == "a").await.unwrap();
+        assert!(node.host_ports().contains("18080"), "{}", node.host_ports());
+        assert!(TcpListener::bind("[::]:18080").is_err(), "the port is not held");
+        drop(second);
+        let third = node.restarted();
+        third.recover(|_| false).await.unwrap();
+        assert_eq!(node.host_ports(), "");
+        third.teardown(request, Some(&state)).await.unwrap();
+        node.remove_pod("a");
+        node.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_host_port_in_use_is_refused_with_its_owner() {
+    on_node(&[("10-pods.conflist", BRIDGE)], async |node| {
+        let (_a, _b) = (node.pod("a"), node.pod("b"));
+        let service = TcpListener::bind("127.0.0.1:18080").unwrap();
+        let error = error_text(&node.network.setup(with_port(node, "a")).await.unwrap_err());
+        assert!(error.contains("host port 18080/TCP is in use by process") && error.contains("(pid "), "{error}");
+        drop(service);
+        let state = node.network.setup(with_port(node, "a")).await.unwrap();
+        let error = error_text(&node.network.setup(with_port(node, "b")).await.unwrap_err());
+        assert!(error.contains("in use by pod default/web (sandbox a)"), "{error}");
+        node.network.teardown(with_port(node, "b"), None).await.unwrap();
+        node.network.teardown(with_port(node, "a"), Some(&state)).await.unwrap();
+        let state = node.network.setup(with_port(node, "b")).await.unwrap();
+        node.network.teardown(with_port(node, "b"), Some(&state)).await.unwrap();
+        node.remove_pod("a");
+        node.remove_pod("b");
+        node.assert_nothing_left();
+    });
+}
+
+fn with_port(node: &Node, pod: &str) -> NetworkRequest {
+    let port_mappings = vec![cri::PortMapping { container_port: 80, host_port: 18080, ..Default::default() }];
+    NetworkRequest { port_mappings, ..node.request(pod) }
 }
 
 #[test]
@@ -294,23 +351,6 @@ fn without_configuration_the_reason_is_told() {
         assert_eq!(
             ready().await,
             "CNI STATUS of plugin unready (network pods, /t/net.d/10-pods.conflist) failed: agent is starting (code 50)"
-        );
-    });
-}
-
-#[test]
-fn host_ports_without_a_plugin_for_them_are_refused() {
-    let list = r#"{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge"}]}"#;
-    on_node(&[("10-pods.conflist", list)], async |node| {
-        let request = NetworkRequest {
-            port_mappings: vec![cri::PortMapping { container_port: 80, host_port: 80, ..Default::default() }],
-            annotations: HashMap::new(),
-            ..node.request("a")
-        };
-        let error = error_text(&node.network.setup(request).await.unwrap_err());
-        assert!(
-            error.contains("has no plugin with the capability portMappings; add {\"type\": \"portmap\""),
-            "{error}"
         );
     });
 }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::config::{Network, Plugin};
 use super::plugin::{Call, PluginError, Runner, excerpt};
+use super::record_file;
 use super::result::Answer;
 use crate::sys::netns;
 
@@ -327,8 +328,7 @@ impl Attacher {
     }
 
     fn path(&self, id: &str) -> Result<PathBuf, AttachmentError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(plain) {
+        if !record_file::is_plain(id) {
             return Err(AttachmentError::Id { id: id.to_owned() });
         }
         Ok(self.records.join(format!("{id}.json")))
@@ -354,37 +354,20 @@ impl Attacher {
         let failed = |source| AttachmentError::Record { action: "write", path: path.clone(), source };
         let bytes = serde_json::to_vec(attachment).map_err(|e| failed(e.into()))?;
         let (directory, target) = (self.records.clone(), path.clone());
-        let write = tokio::task::spawn_blocking(move || replace(&directory, &target, &bytes));
+        let write = tokio::task::spawn_blocking(move || record_file::replace(&directory, &target, &bytes));
         write.await.map_err(|e| failed(e.into()))?.map_err(failed)
     }
 
     async fn forget(&self, id: &str) -> Result<(), AttachmentError> {
         let path = self.path(id)?;
-        for path in [path.with_extension(HALF), path] {
-            match tokio::fs::remove_file(&path).await {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(AttachmentError::Record { action: "remove", path, source });
-                }
-                _ => {}
-            }
+        let target = path.clone();
+        let failed = |source| AttachmentError::Record { action: "remove", path, source };
+        match tokio::task::spawn_blocking(move || record_file::remove(&target)).await {
+            Ok(removed) => removed.map_err(failed)?,
+            Err(error) => return Err(failed(error.into())),
         }
         Ok(())
     }
-}
-
-/// Of a record that is being written.
-const HALF: &str = "new";
-
-// Old or new content, whole, also after a power cut.
-fn replace(directory: &Path, target: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    std::fs::create_dir_all(directory)?;
-    let new = target.with_extension(HALF);
-    let mut file = std::fs::File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&new, target)?;
-    std::fs::File::open(directory)?.sync_all()
 }
 
 fn read_answer(call: Call, output: &[u8]) -> Result<(Value, Answer), PluginError> {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use bulkhead_proto::cri;
 use serde_json::{Map, Value, json};
 
 use super::pod::NetworkRequest;
@@ -38,14 +37,6 @@ pub enum CapabilityError {
         /// Its value.
         value: String,
     },
-    /// No port or protocol.
-    #[error("pod sandbox {id}: port mapping {mapping} is not valid: ports are 1 to 65535, protocols TCP, UDP and SCTP")]
-    Port {
-        /// The pod sandbox.
-        id: String,
-        /// As text.
-        mapping: String,
-    },
 }
 
 /// CNI_ARGS, with the names that Kubernetes' runtimes share.
@@ -69,16 +60,12 @@ pub fn arguments(request: &NetworkRequest) -> Result<String, CapabilityError> {
     Ok(text)
 }
 
-/// Values by capability; a plugin gets those that it declares.
+/// Values by capability; a plugin gets those that it declares. Never `portMappings`: host ports are the daemon's own.
 ///
 /// # Errors
-/// When an annotation or a port mapping makes no sense.
+/// When an annotation makes no sense.
 pub fn values(request: &NetworkRequest) -> Result<Map<String, Value>, CapabilityError> {
     let mut values = Map::new();
-    let ports = host_ports(request)?;
-    if !ports.is_empty() {
-        values.insert("portMappings".to_owned(), Value::Array(ports));
-    }
     if let Some(bandwidth) = bandwidth(request)? {
         values.insert("bandwidth".to_owned(), bandwidth);
     }
@@ -90,35 +77,6 @@ pub fn values(request: &NetworkRequest) -> Result<Map<String, Value>, Capability
 
 fn sorted(map: &HashMap<String, String>) -> std::collections::BTreeMap<&String, &String> {
     map.iter().collect()
-}
-
-fn host_ports(request: &NetworkRequest) -> Result<Vec<Value>, CapabilityError> {
-    let wanted = request.port_mappings.iter().filter(|mapping| mapping.host_port != 0);
-    wanted.map(|mapping| host_port(&request.sandbox_id, mapping)).collect()
-}
-
-fn host_port(id: &str, mapping: &cri::PortMapping) -> Result<Value, CapabilityError> {
-    let wrong = || {
-        let text =
-            format!("{}:{} -> {} ({})", mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol);
-        CapabilityError::Port { id: id.to_owned(), mapping: text }
-    };
-    let port = |number: i32| u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(wrong);
-    let protocol = match mapping.protocol {
-        0 => "tcp",
-        1 => "udp",
-        2 => "sctp",
-        _ => return Err(wrong()),
-    };
-    let mut value = json!({
-        "hostPort": port(mapping.host_port)?,
-        "containerPort": port(mapping.container_port)?,
-        "protocol": protocol,
-    });
-    if !mapping.host_ip.is_empty() {
-        value["hostIP"] = json!(mapping.host_ip);
-    }
-    Ok(value)
 }
 
 fn bandwidth(request: &NetworkRequest) -> Result<Option<Value>, CapabilityError> {
@@ -190,15 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_bandwidth_become_capabilities() {
+    fn bandwidth_becomes_a_capability_and_ports_do_not() {
         let mut request = request();
-        request.port_mappings = vec![
-            cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() },
-            cri::PortMapping { container_port: 81, ..Default::default() },
-        ];
+        request.port_mappings =
+            vec![bulkhead_proto::cri::PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
         request.annotations.insert(INGRESS.to_owned(), "10M".to_owned());
         let values = values(&request).unwrap();
-        assert_eq!(values["portMappings"], json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]));
+        assert!(!values.contains_key("portMappings"), "{values:?}");
         assert_eq!(values["bandwidth"], json!({"ingressRate": 10_000_000, "ingressBurst": 2_147_483_647}));
     }
 
@@ -207,9 +163,6 @@ mod tests {
         let mut request = request();
         request.annotations.insert(EGRESS.to_owned(), "fast".to_owned());
         assert!(values(&request).unwrap_err().to_string().contains("\"fast\" is no bandwidth"));
-        request.annotations.clear();
-        request.port_mappings = vec![cri::PortMapping { container_port: 70_000, host_port: 1, ..Default::default() }];
-        assert!(values(&request).unwrap_err().to_string().contains("70000"));
         assert_eq!(quantity("18446744073709551615G"), None);
         assert_eq!(quantity("1Mi"), Some(1 << 20));
     }

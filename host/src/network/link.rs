@@ -103,6 +103,26 @@ pub async fn cross_connect(netns: &Path, pairs: Vec<(String, String)>) -> Result
     .await
 }
 
+/// Reads `interfaces`, as a pod without taps has them.
+///
+/// # Errors
+/// When one of them does not exist or the kernel refuses.
+pub async fn observe(netns: &Path, interfaces: Vec<String>) -> Result<Observed, LinkError> {
+    inside(netns, |links| async move {
+        let mut observed = Observed::default();
+        let mut indexes = Vec::new();
+        for name in interfaces {
+            let (index, interface) = links.interface(&name, "").await?;
+            indexes.push((index, name));
+            observed.interfaces.push(interface);
+        }
+        observed.routes = links.routes(&indexes).await?;
+        observed.neighbours = links.neighbours(&indexes).await?;
+        Ok(observed)
+    })
+    .await
+}
+
 // Runs on a thread of its own with a runtime of its own: a netlink socket belongs to the namespace it was opened in.
 async fn inside<T, F, W>(netns: &Path, work: W) -> Result<T, LinkError>
 where

@@ -11,15 +11,18 @@
 //!
 //! * [`config`]: which networks the node has. * [`plugin`]: running one plugin. * [`attachment`]: ADD, CHECK and DEL of a
 //!   whole list, recorded so that DEL is possible after a crash. * [`link`]: netlink in the pod's namespace.
+//! * [`host_ports`]: ports of the host that lead to pods.
 //! * [`capability`]: what plugins are told beside their configuration. * [`dns`]: resolv.conf. * [`state`]: the outcome.
 
 pub mod attachment;
 pub mod capability;
 pub mod config;
 pub mod dns;
+pub mod host_ports;
 pub mod link;
 pub mod plugin;
 mod pod;
+mod record_file;
 pub mod result;
 pub mod state;
 mod turns;

@@ -10,6 +10,7 @@ use bulkhead_proto::cri;
 use super::attachment::{Attacher, Attachment, AttachmentError};
 use super::capability::{self, CapabilityError};
 use super::config::{Directory, Loaded, Network};
+use super::host_ports::{HostPortError, HostPorts, PodName};
 use super::link::{self, LinkError, Observed};
 use super::plugin::Runner;
 use super::result::Answer;
@@ -33,6 +34,8 @@ pub struct Settings {
     pub plugin_directories: Vec<PathBuf>,
     /// Records of attached pods, ours alone; must outlive a reboot.
     pub record_directory: PathBuf,
+    /// The daemon's root directory: what tells its table of host ports from other daemons'.
+    pub root: PathBuf,
     /// Longest run of one plugin.
     pub plugin_limit: Duration,
 }
@@ -50,9 +53,10 @@ pub struct NetworkRequest {
     pub pod_uid: String,
     /// Path of its network namespace.
     pub netns: PathBuf,
-    /// Taps in the namespace, one per network device of the guest, in their order.
+    /// Taps in the namespace, one per network device of the guest, in their order; none for a pod on the host's kernel, which
+    /// uses the interfaces themselves.
     pub taps: Vec<String>,
-    /// Those with a host port are given to plugins.
+    /// Those with a host port are mapped by the daemon; plugins are not told.
     pub port_mappings: Vec<cri::PortMapping>,
     /// Of the pod.
     pub annotations: HashMap<String, String>,
@@ -73,19 +77,9 @@ pub enum NetworkError {
     /// Netlink and tc.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// Nobody would serve the ports.
-    #[error(
-        "pod sandbox {id} asks for host ports, but network {network} ({file}) has no plugin with the capability \
-         portMappings; add {{\"type\": \"portmap\", \"capabilities\": {{\"portMappings\": true}}}} to its plugins"
-    )]
-    HostPorts {
-        /// The pod sandbox.
-        id: String,
-        /// The network.
-        network: String,
-        /// Its configuration file.
-        file: PathBuf,
-    },
+    /// Ports of the host.
+    #[error(transparent)]
+    HostPorts(#[from] HostPortError),
     /// The task ended without an answer.
     #[error("{action} of pod sandbox {id}'s network was interrupted: {why}")]
     Interrupted {
@@ -120,6 +114,7 @@ pub enum NetworkError {
 pub struct PodNetwork {
     directory: Directory,
     attacher: Arc<Attacher>,
+    host_ports: Arc<HostPorts>,
     status: Attacher,
     asked: Mutex<Option<Asked>>,
     turns: Turns,
@@ -137,11 +132,12 @@ impl PodNetwork {
     /// Reads and runs nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let Settings { config_directory, plugin_directories, record_directory, plugin_limit } = settings;
+        let Settings { config_directory, plugin_directories, record_directory, root, plugin_limit } = settings;
         let runner = |limit| Runner { directories: plugin_directories.clone(), limit };
         Self {
             directory: Directory::new(&config_directory),
             attacher: Arc::new(Attacher::new(runner(plugin_limit), &record_directory)),
+            host_ports: Arc::new(HostPorts::new(&root, &root.join("host-ports"))),
             status: Attacher::new(runner(plugin_limit.min(STATUS_LIMIT)), &record_directory),
             asked: Mutex::new(None),
             turns: Turns::default(),
@@ -168,8 +164,9 @@ impl PodNetwork {
         why_not.map_or(Ok(()), |why| Err(NetworkError::NotReady(why)))
     }
 
-    /// Attaches the pod, cross-connects its interfaces with its taps and reads what came of it. What an earlier, unfinished
-    /// set-up of the same pod left is removed first; what a failed one did is undone.
+    /// Takes the pod's host ports, attaches it, cross-connects its interfaces with its taps, reads what came of it and
+    /// leads the ports there. What an earlier, unfinished set-up of the same pod left is removed first; what a failed one
+    /// did is undone.
     ///
     /// # Errors
     /// See [`NetworkError`].
@@ -177,21 +174,26 @@ impl PodNetwork {
         let network = self.network()?;
         let arguments = capability::arguments(&request)?;
         let capabilities = capability::values(&request)?;
-        if capabilities.contains_key("portMappings") && !network.has_capability("portMappings") {
-            return Err(NetworkError::HostPorts {
-                id: request.sandbox_id,
-                network: network.name.clone(),
-                file: network.file.clone(),
-            });
-        }
         let turn = self.turns.take(&request.sandbox_id).await;
-        let attacher = self.attacher.clone();
+        let (attacher, host_ports) = (self.attacher.clone(), self.host_ports.clone());
         let id = request.sandbox_id.clone();
         let attachment =
             Attachment::new(&request.sandbox_id, &network, &request.netns, INTERFACE, arguments, capabilities);
         let work = tokio::spawn(async move {
             let _turn = turn;
-            attach(&attacher, &network, attachment, &request).await
+            let id = request.sandbox_id.as_str();
+            host_ports.release(id).await?;
+            host_ports.claim(owner_of(&request), &request.port_mappings).await?;
+            let done = match attach(&attacher, &network, attachment, &request).await {
+                Ok(state) => open(&host_ports, &attacher, id, state).await,
+                Err(error) => Err(error),
+            };
+            if done.is_err()
+                && let Err(undo) = host_ports.release(id).await
+            {
+                tracing::warn!(sandbox = %id, error = %error_text(&undo), "giving back host ports failed too");
+            }
+            done
         });
         work.await.map_err(|e| NetworkError::Interrupted { id, action: "set-up", why: e.to_string() })?
     }
@@ -216,12 +218,23 @@ impl PodNetwork {
         _state: Option<&PodNetworkState>,
     ) -> Result<(), NetworkError> {
         let turn = self.turns.take(&request.sandbox_id).await;
-        let (attacher, id) = (self.attacher.clone(), request.sandbox_id.clone());
+        let (attacher, host_ports) = (self.attacher.clone(), self.host_ports.clone());
+        let id = request.sandbox_id.clone();
         let work = tokio::spawn(async move {
             let _turn = turn;
-            attacher.delete(&request.sandbox_id).await
+            // Rules go before the address that they lead to is given to another pod.
+            host_ports.release(&request.sandbox_id).await?;
+            Ok(attacher.delete(&request.sandbox_id).await?)
         });
-        Ok(work.await.map_err(|e| NetworkError::Interrupted { id, action: "removal", why: e.to_string() })??)
+        work.await.map_err(|e| NetworkError::Interrupted { id, action: "removal", why: e.to_string() })?
+    }
+
+    /// Takes up the host ports of pods that `runs` names, after a restart; those of others are given back.
+    ///
+    /// # Errors
+    /// When rules cannot be changed.
+    pub async fn recover(&self, runs: impl Fn(&str) -> bool) -> Result<(), NetworkError> {
+        Ok(self.host_ports.recover(runs).await?)
     }
 
     /// Ids of pods that have a record here, for finding those that the daemon no longer knows.
@@ -268,8 +281,32 @@ async fn attach(
     }
 }
 
+fn owner_of(request: &NetworkRequest) -> PodName {
+    PodName { id: request.sandbox_id.clone(), namespace: request.pod_namespace.clone(), name: request.pod_name.clone() }
+}
+
+async fn open(
+    host_ports: &HostPorts,
+    attacher: &Attacher,
+    id: &str,
+    state: PodNetworkState,
+) -> Result<PodNetworkState, NetworkError> {
+    match host_ports.open(id, &state.networks()).await {
+        Ok(()) => Ok(state),
+        Err(error) => {
+            if let Err(undo) = attacher.delete(id).await {
+                tracing::warn!(sandbox = %id, error = %error_text(&undo), "undoing a failed network set-up failed too");
+            }
+            Err(error.into())
+        }
+    }
+}
+
 async fn connect(request: &NetworkRequest, network: &Network, answer: &Answer) -> Result<Observed, NetworkError> {
     let interfaces = answer.pod_interfaces(INTERFACE);
+    if request.taps.is_empty() {
+        return Ok(link::observe(&request.netns, interfaces).await?);
+    }
     if interfaces.len() > request.taps.len() {
         return Err(NetworkError::Devices {
             id: request.sandbox_id.clone(),

@@ -1,6 +1,7 @@
 //! What a pod's network is once it is set up; journaled by the daemon and handed to the agent.
 
 use bulkhead_proto::agent;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::result::Dns;
@@ -78,6 +79,15 @@ impl PodNetworkState {
     #[must_use]
     pub fn additional_ips(&self) -> &[String] {
         self.ips.get(1..).unwrap_or_default()
+    }
+
+    /// Its addresses with their networks' prefix lengths, the primary first.
+    #[must_use]
+    pub fn networks(&self) -> Vec<IpNet> {
+        let all: Vec<IpNet> =
+            self.interfaces.iter().flat_map(|i| &i.addresses).filter_map(|text| text.parse().ok()).collect();
+        let of = |ip: &String| all.iter().find(|network| network.addr().to_string() == *ip).copied();
+        self.ips.iter().filter_map(of).collect()
     }
 
     /// As the agent is told.

@@ -55,8 +55,9 @@ fn missing() -> Option<String> {
     {
         return Some(format!("no {name} in {PLUGINS} (apt-get install containernetworking-plugins)"));
     }
-    let program =
-        ["ip", "tc", "iptables", "busybox"].into_iter().find(|p| sys::host::find_program(Path::new(p)).is_none());
+    let program = ["ip", "tc", "iptables", "nft", "busybox"]
+        .into_iter()
+        .find(|p| sys::host::find_program(Path::new(p)).is_none());
     program.map(|name| format!("no {name}"))
 }
 
@@ -163,6 +164,20 @@ impl Node {
         run(&["iptables-save"])
     }
 
+    /// The daemon's table of host ports; empty without one.
+    pub fn host_ports(&self) -> String {
+        let all = run(&["nft", "list", "ruleset"]);
+        let from = all.find("table inet bulkhead_").unwrap_or(all.len());
+        all[from..].split("\n}").next().unwrap_or_default().to_owned()
+    }
+
+    /// What somebody else may do; not `flush ruleset`, after which the plugin bridge misses its own rules.
+    pub fn drop_host_ports(&self) {
+        let listed = self.host_ports();
+        let name = listed.split_whitespace().nth(2).unwrap();
+        run(&["nft", "delete", "table", "inet", name]);
+    }
+
     /// No device but the loopback and the plugins' bridge, no rule that names a pod, no address in use, no file of ours.
     pub fn assert_nothing_left(&self) {
         self.assert_empty("netns");
@@ -180,6 +195,8 @@ impl Node {
         let rules = self.rules();
         assert!(!rules.contains("10.88.7.") && !rules.contains(&format!("id: \\\"{pod}\\\"")), "{rules}");
         self.assert_empty("records");
+        self.assert_empty("host-ports");
+        assert_eq!(self.host_ports(), "");
         self.assert_empty("ipam/pods");
     }
 
@@ -208,6 +225,7 @@ fn settings(directory: &Path, plugin_limit: Duration) -> Settings {
         config_directory: directory.join("net.d"),
         plugin_directories: vec![directory.join("bin"), PLUGINS.into()],
         record_directory: directory.join("records"),
+        root: directory.to_owned(),
         plugin_limit,
     }
 }
