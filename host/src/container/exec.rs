@@ -1,149 +1,170 @@
-//! Running one more command in a container, waiting for its end.
+//! Running one more command in a container, and holding on to it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bulkhead_proto::agent;
 use protobuf::Message;
 
 use super::{Container, ContainerError, ContainerState};
-use crate::guest::stdio::{Output, Streams};
+use crate::guest::GuestError;
+use crate::guest::stdio::Streams;
 use crate::node::{Node, new_id};
 use crate::sandbox::Live;
 
-/// Bytes kept of each stream (CRI: ExecSync); the rest is discarded.
-const MAX_OUTPUT: usize = 16 * 1024 * 1024;
 const SIGKILL: u32 = 9;
 
-/// What a command left behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecOutput {
-    /// At most 16 MiB.
-    pub stdout: Vec<u8>,
-    /// At most 16 MiB.
-    pub stderr: Vec<u8>,
-    /// 0 to 255.
-    pub exit_code: i32,
+/// What to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments.
+    pub words: Vec<String>,
+    /// It gets a terminal.
+    pub terminal: bool,
+    /// Its stdin is not /dev/null.
+    pub stdin: bool,
 }
 
-/// Runs `command`; after `timeout_s` seconds (0: no limit) its process group is killed.
-pub async fn exec_sync(
-    node: &Arc<Node>,
-    container: &Arc<Container>,
-    command: Vec<String>,
-    timeout_s: i64,
-) -> Result<ExecOutput, ContainerError> {
+/// A command that is about to be started in a running container.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) handle: ProcessHandle,
+    process: agent::Process,
+}
+
+/// A process in a pod, to be told things beside its streams.
+#[derive(Debug, Clone)]
+pub struct ProcessHandle {
+    pub(super) live: Live,
+    container: String,
+    /// Empty: the container's first process.
+    exec: String,
+    /// It has one.
+    pub terminal: bool,
+}
+
+/// Checks a request and builds the process from the container's first one.
+pub(super) fn prepare(node: &Arc<Node>, container: &Container, command: Command) -> Result<Prepared, ContainerError> {
+    const REQUEST: &str = "executing a command";
     let record = container.record.get();
     if !matches!(record.state, ContainerState::Running { .. }) {
         let (id, state) = (record.id.clone(), record.state.name());
-        return Err(ContainerError::WrongState { id, state, request: "executing a command" });
+        return Err(ContainerError::WrongState { id, state, request: REQUEST });
     }
-    if command.is_empty() {
-        return Err(ContainerError::Invalid("the command to execute is empty".into()));
+    let refused = |why: String| ContainerError::Request { id: record.id.clone(), request: REQUEST, why };
+    if command.words.is_empty() {
+        return Err(refused("the command is empty".into()));
     }
     let mut process = agent::Process::parse_from_bytes(&record.process)
-        .map_err(|e| ContainerError::Invalid(format!("its record is damaged: {e}")))?;
-    process.args = command.into_iter().map(String::into_bytes).collect();
-    process.terminal = false;
-    process.stdin = false;
-    let sandbox = node.sandboxes.find("sandbox", &record.sandbox_id)?;
-    let live = sandbox.live("executing a command")?;
-    let id = record.id.clone();
-    // A task of its own: the process is forgotten in the guest even when the caller goes away.
-    let task = tokio::spawn(async move { run(&live, &id, process, timeout_s).await });
-    task.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: record.id.clone() }))
+        .map_err(|e| refused(format!("the container's record is damaged: {e}")))?;
+    process.args = command.words.into_iter().map(String::into_bytes).collect();
+    process.terminal = command.terminal;
+    process.stdin = command.stdin;
+    if command.terminal && !process.env.iter().any(|line| line.starts_with(b"TERM=")) {
+        process.env.push(b"TERM=xterm".to_vec());
+    }
+    let live = node.sandboxes.find("sandbox", &record.sandbox_id)?.live(REQUEST)?;
+    let handle = ProcessHandle { live, container: record.id.clone(), exec: new_id(), terminal: command.terminal };
+    Ok(Prepared { handle, process })
 }
 
-async fn run(live: &Live, id: &str, process: agent::Process, timeout_s: i64) -> Result<ExecOutput, ContainerError> {
-    let exec_id = new_id();
-    let whole = start_and_collect(live, id, &exec_id, process);
-    let result = match u64::try_from(timeout_s) {
-        Ok(seconds @ 1..) => match tokio::time::timeout(Duration::from_secs(seconds), whole).await {
-            Ok(result) => result,
-            Err(_) => {
-                // The answer must not wait for a guest that may not answer at all.
-                let (live, container) = (live.clone(), id.to_owned());
-                tokio::spawn(async move { forget(&live, &container, exec_id, true).await });
-                return Err(ContainerError::ExecTimeout { id: id.to_owned(), seconds: timeout_s });
-            }
-        },
-        _ => whole.await,
-    };
-    forget(live, id, exec_id, false).await;
-    result
+/// Starts a command in a running container; gives its streams.
+pub async fn exec(
+    node: &Arc<Node>,
+    container: &Container,
+    command: Command,
+) -> Result<(Streams, ProcessHandle), ContainerError> {
+    let prepared = prepare(node, container, command)?;
+    let handle = prepared.handle.clone();
+    Ok((start(prepared).await?, handle))
 }
 
-async fn start_and_collect(
-    live: &Live,
-    id: &str,
-    exec_id: &str,
-    process: agent::Process,
-) -> Result<ExecOutput, ContainerError> {
+pub(super) async fn start(prepared: Prepared) -> Result<Streams, ContainerError> {
+    let Prepared { handle, process } = prepared;
+    let stdin = process.stdin;
     let request = agent::ExecProcessRequest {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
+        container_id: handle.container.clone(),
+        exec_id: handle.exec.clone(),
         process: Some(process).into(),
         ..Default::default()
     };
-    live.agent.exec_process(request).await.map_err(ContainerError::guest(id))?;
-    collect(live, id, exec_id).await
+    handle.live.agent.exec_process(request).await.map_err(ContainerError::guest(&handle.container))?;
+    let opened = handle.open(true, stdin).await;
+    if opened.is_err() {
+        handle.kill().await;
+        handle.forget().await;
+    }
+    opened
 }
 
-/// Forgets the process in the guest, after killing its process group if it may still run.
-async fn forget(live: &Live, id: &str, exec_id: String, kill: bool) {
-    if kill {
+impl ProcessHandle {
+    /// The first process of a container.
+    pub(super) fn first(live: Live, container: &str, terminal: bool) -> Self {
+        Self { live, container: container.to_owned(), exec: String::new(), terminal }
+    }
+
+    /// Connects to its streams.
+    pub(super) async fn open(&self, primary: bool, stdin: bool) -> Result<Streams, ContainerError> {
+        let hello = agent::StdioHello {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            primary,
+            stdin,
+            ..Default::default()
+        };
+        Streams::open(self.live.agent.vsock(), &hello).await.map_err(ContainerError::guest(&self.container))
+    }
+
+    /// The container's id.
+    #[must_use]
+    pub fn container(&self) -> &str {
+        &self.container
+    }
+
+    /// Tells its terminal how large the user's is. A failure is logged: the process may just have ended.
+    pub async fn resize(&self, rows: u16, columns: u16) {
+        let request = agent::ResizeTerminalRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..Default::default()
+        };
+        if let Err(error) = self.live.agent.resize_terminal(request).await {
+            tracing::debug!(container = self.container, %error, "cannot resize a terminal");
+        }
+    }
+
+    /// Kills its session.
+    pub(super) async fn kill(&self) {
         let request = agent::SignalProcessRequest {
-            container_id: id.to_owned(),
-            exec_id: exec_id.clone(),
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
             signal: SIGKILL,
             all: true,
             ..Default::default()
         };
-        if let Err(error) = live.agent.signal_process(request).await {
-            tracing::warn!(container = id, %error, "cannot kill a command that took too long");
-        }
+        self.told("kill a command", self.live.agent.signal_process(request).await);
     }
-    let request = agent::RemoveProcessRequest { container_id: id.to_owned(), exec_id, ..Default::default() };
-    match live.agent.remove_process(request).await {
-        Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => {
-            tracing::warn!(container = id, %error, "cannot forget an exec'd process");
+
+    /// Forgets the process in the guest; an exec'd one that still runs is forgotten there when it ends.
+    pub async fn forget(&self) {
+        if self.exec.is_empty() {
+            return;
         }
-        _ => {}
+        let request = agent::RemoveProcessRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        };
+        self.told("forget a command", self.live.agent.remove_process(request).await);
     }
-}
 
-async fn collect(live: &Live, id: &str, exec_id: &str) -> Result<ExecOutput, ContainerError> {
-    let hello = agent::StdioHello {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
-        primary: true,
-        ..Default::default()
-    };
-    let mut streams = Streams::open(live.agent.vsock(), &hello).await.map_err(ContainerError::guest(id))?;
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    loop {
-        match streams.next().await.map_err(ContainerError::guest(id))? {
-            Output::Stdout(bytes) => keep(&mut stdout, &bytes),
-            Output::Stderr(bytes) => keep(&mut stderr, &bytes),
-            Output::Exit(status) => return Ok(ExecOutput { stdout, stderr, exit_code: status.code.clamp(0, 255) }),
+    fn told<T>(&self, what: &str, result: Result<T, GuestError>) {
+        match result {
+            Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => {
+                tracing::warn!(container = self.container, error = %crate::error_text(&error), "cannot {what}");
+            }
+            _ => {}
         }
-    }
-}
-
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
-    let room = MAX_OUTPUT.saturating_sub(kept.len());
-    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn output_past_the_limit_is_dropped() {
-        let mut kept = vec![0; MAX_OUTPUT - 2];
-        keep(&mut kept, b"abc");
-        keep(&mut kept, b"d");
-        assert_eq!((kept.len(), &kept[MAX_OUTPUT - 2..]), (MAX_OUTPUT, &b"ab"[..]));
     }
 }
