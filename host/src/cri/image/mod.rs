@@ -6,6 +6,7 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::image_service_server::ImageService;
 use tonic::{Request, Response, Status};
 
+use crate::cri::stream::Batches;
 use crate::node::Node;
 
 mod convert;
@@ -34,7 +35,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl ImageService for ImageVerbs {
-    type StreamImagesStream = stream_images::Batches;
+    type StreamImagesStream = Batches<cri::StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
         list_images::list_images(&self.node, request.into_inner()).await.map(Response::new)
@@ -57,6 +58,6 @@ impl ImageService for ImageVerbs {
     }
 
     async fn stream_images(&self, request: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Ok(Response::new(stream_images::stream_images(&self.node, request.into_inner())))
+        stream_images::stream_images(&self.node, request.into_inner()).await.map(Response::new)
     }
 }

@@ -1,25 +1,18 @@
-//! StreamImages: ListImages in batches, for nodes whose list outgrows a message.
+//! StreamImages: ListImages in batches.
 
 use std::sync::Arc;
 
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::convert;
+use super::list_images::list_images;
+use crate::cri::stream::{Batches, batches};
 use crate::node::Node;
 
-/// Images in one response.
-const BATCH: usize = 100;
-
-/// Responses that are made when they are sent.
-pub(super) type Batches = tokio_stream::Iter<std::vec::IntoIter<Result<cri::StreamImagesResponse, Status>>>;
-
-pub(super) fn stream_images(node: &Arc<Node>, request: cri::StreamImagesRequest) -> Batches {
-    let name = request.filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
-    let images = if name.is_empty() { node.images.list() } else { node.images.find(&name).into_iter().collect() };
-    let batches: Vec<_> = images
-        .chunks(BATCH)
-        .map(|batch| Ok(cri::StreamImagesResponse { images: batch.iter().map(convert::image).collect() }))
-        .collect();
-    tokio_stream::iter(batches)
+pub(super) async fn stream_images(
+    node: &Arc<Node>,
+    request: cri::StreamImagesRequest,
+) -> Result<Batches<cri::StreamImagesResponse>, Status> {
+    let list = list_images(node, cri::ListImagesRequest { filter: request.filter }).await?;
+    Ok(batches(list.images, |images| cri::StreamImagesResponse { images }))
 }
