@@ -1,13 +1,13 @@
-//! ListPodSandboxStats: pods are asked side by side; one that hangs has no figures.
+//! ListPodSandboxStats: pods are asked side by side; one that hangs has the figures it gave last, or the host's alone.
 
 use std::sync::Arc;
 
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use super::convert;
-use crate::container::stats;
+use super::{convert, figures};
 use crate::node::Node;
+use crate::sandbox::stats;
 
 pub(super) async fn list_pod_sandbox_stats(
     node: &Arc<Node>,
@@ -15,11 +15,10 @@ pub(super) async fn list_pod_sandbox_stats(
 ) -> Result<cri::ListPodSandboxStatsResponse, Status> {
     let filter = request.filter.unwrap_or_default();
     let mut result = Vec::new();
-    for (id, figures) in stats::of_all(node).await {
-        let Ok(sandbox) = node.sandboxes.find("sandbox", &id) else { continue };
+    for (sandbox, sample) in stats::sample_all(node).await {
         let record = sandbox.record.get();
-        if id.starts_with(&filter.id) && convert::selected(&record.config.labels, &filter.label_selector) {
-            result.push(convert::sandbox_stats(node, &record, &figures));
+        if record.id.starts_with(&filter.id) && convert::selected(&record.config.labels, &filter.label_selector) {
+            result.push(figures::sandbox(node, &record, &sample));
         }
     }
     Ok(cri::ListPodSandboxStatsResponse { stats: result })
