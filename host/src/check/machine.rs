@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use super::{Finding, Level, kvm_selftest};
-use crate::config::{Accelerator, Config};
+use crate::config::{Accelerator, Config, RuntimeHandlerConfig, SandboxerKind};
 use crate::error_text;
 use crate::sys::host::{find_program, is_executable};
 
@@ -17,8 +17,10 @@ const QEMU_LIMIT: Duration = Duration::from_secs(10);
 const EMULATED: &str = "handlers with accelerator \"auto\" emulate in software (TCG): slower, and no security boundary";
 
 pub(super) async fn kvm(config: &Config) -> Vec<Finding> {
-    // With emulation as a fallback pods still run.
-    let needed = config.runtimes.values().any(|handler| handler.accelerator == Accelerator::Kvm);
+    // With emulation as a fallback pods still run, unless the configuration says that they must not.
+    let named = config.runtimes.get(&config.daemon.default_runtime);
+    let needed = in_qemu(config).any(|handler| handler.accelerator == Accelerator::Kvm)
+        || named.is_some_and(|handler| handler.sandboxer == SandboxerKind::Microvm);
     let level = if needed { Level::Missing } else { Level::Warning };
     let device = kvm_selftest::KVM_DEVICE;
     if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
@@ -26,7 +28,7 @@ pub(super) async fn kvm(config: &Config) -> Vec<Finding> {
         return vec![Finding::lacking("KVM", level, format!("cannot open {device}: {error}; {EMULATED}"), to_do)];
     }
     let opens = Finding::ok("KVM", format!("{device} opens"));
-    let tested = tokio::task::spawn_blocking(kvm_selftest::run).await;
+    let tested = tokio::task::spawn_blocking(kvm_selftest::run_patiently).await;
     let failed = |why: String| {
         let to_do = "use a host whose KVM is the processor's own; set accelerator = \"tcg\" to emulate knowingly";
         Finding::lacking("KVM self-test", level, format!("{why}; {EMULATED}"), to_do)
@@ -41,8 +43,12 @@ pub(super) async fn kvm(config: &Config) -> Vec<Finding> {
     vec![opens, test]
 }
 
+fn in_qemu(config: &Config) -> impl Iterator<Item = &RuntimeHandlerConfig> {
+    config.runtimes.values().filter(|handler| handler.sandboxer == SandboxerKind::Qemu)
+}
+
 pub(super) async fn qemu(config: &Config) -> Vec<Finding> {
-    let binaries: BTreeSet<&PathBuf> = config.runtimes.values().map(|handler| &handler.qemu).collect();
+    let binaries: BTreeSet<&PathBuf> = in_qemu(config).map(|handler| &handler.qemu).collect();
     let mut findings = Vec::new();
     for name in binaries {
         findings.push(qemu_version(name).await);
@@ -68,12 +74,17 @@ async fn qemu_version(name: &Path) -> Finding {
 
 pub(super) fn files(config: &Config) -> Vec<Finding> {
     let guest = &config.guest;
-    vec![
-        image("guest kernel", &guest.kernel, "kernel"),
-        image("guest initramfs", &guest.initramfs, "initramfs"),
-        program("bulkhead-vmm", &guest.vmm, "vmm"),
-        program("bulkhead-fs", &guest.file_server, "file_server"),
-    ]
+    let shares_host = |handler: &RuntimeHandlerConfig| handler.sandboxer.shares_host();
+    let mut findings = vec![program("bulkhead-vmm", &guest.vmm, "vmm")];
+    if !config.runtimes.values().all(shares_host) {
+        findings.push(image("guest kernel", &guest.kernel, "kernel"));
+        findings.push(image("guest initramfs", &guest.initramfs, "initramfs"));
+        findings.push(program("bulkhead-fs", &guest.file_server, "file_server"));
+    }
+    if config.runtimes.values().any(shares_host) {
+        findings.push(program("bulkhead-agent", &guest.agent, "agent"));
+    }
+    findings
 }
 
 fn image(name: &'static str, path: &Path, key: &str) -> Finding {

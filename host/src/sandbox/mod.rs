@@ -9,17 +9,24 @@ use crate::journaled::Journaled;
 use crate::node::{LookupError, Registered};
 use crate::sandboxer::Machine;
 use crate::sandboxer::monitor::MonitorError;
+use crate::sandboxer::sizing::SizeError;
 use crate::serial::Serial;
 use crate::store::StoreError;
 
+mod native;
 pub mod record;
 mod recover;
 mod release;
 mod remove;
 mod run;
 pub mod scratch;
+mod size;
 pub mod state;
+pub mod stats;
 mod stop;
+mod update;
+pub mod users;
+mod validate;
 mod watch;
 
 pub use record::SandboxRecord;
@@ -28,6 +35,7 @@ pub use remove::remove;
 pub use run::run;
 pub use state::{SandboxEvent, SandboxState};
 pub use stop::stop;
+pub use update::{containers_changed, update};
 
 /// Why a sandbox did not become what it should.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -67,6 +75,12 @@ impl From<MonitorError> for SandboxError {
     }
 }
 
+impl From<SizeError> for SandboxError {
+    fn from(error: SizeError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
 impl SandboxError {
     /// Names the step that an error came from.
     pub(crate) fn step<E>(id: &str, step: &'static str) -> impl FnOnce(E) -> Self
@@ -85,13 +99,15 @@ pub struct Live {
     pub machine: Machine,
     /// Its agent.
     pub agent: Agent,
+    /// The containers run on the host's own kernel.
+    pub shares_host: bool,
 }
 
 impl Live {
     /// Connects to the agent of a machine that is ready.
-    pub async fn connect(machine: Machine) -> Result<Self, GuestError> {
+    pub async fn connect(machine: Machine, record: &SandboxRecord) -> Result<Self, GuestError> {
         let agent = Agent::connect(&machine.paths().vsock()).await?;
-        Ok(Self { machine, agent })
+        Ok(Self { machine, agent, shares_host: record.shares_host() })
     }
 }
 
@@ -104,6 +120,8 @@ pub struct Sandbox {
     pub record: Journaled<SandboxRecord>,
     /// Its external steps, one at a time.
     pub operations: Serial,
+    /// Its resource use, as last read.
+    pub stats: stats::Sampler,
     live: RwLock<Option<Live>>,
 }
 
@@ -115,7 +133,13 @@ impl Registered for Sandbox {
 
 impl Sandbox {
     fn new(id: &str, record: Journaled<SandboxRecord>) -> Arc<Self> {
-        Arc::new(Self { id: id.to_owned(), record, operations: Serial::new(), live: RwLock::default() })
+        Arc::new(Self {
+            id: id.to_owned(),
+            record,
+            operations: Serial::new(),
+            stats: stats::Sampler::default(),
+            live: RwLock::default(),
+        })
     }
 
     /// Connections for `request`, or why there are none.

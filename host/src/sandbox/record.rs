@@ -6,10 +6,14 @@ use bulkhead_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use super::state::SandboxState;
-use crate::config::Config;
+use crate::config::{Config, RuntimeHandlerConfig};
 use crate::network::PodNetworkState;
 use crate::sandboxer::MachinePaths;
+use crate::sandboxer::sizing::Sizing;
 use crate::store::proto_text;
+
+/// Longest label of a domain name (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
 
 /// A pod sandbox as it stands in the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -19,12 +23,21 @@ pub struct SandboxRecord {
     /// As the kubelet sent it; labels and annotations go back unaltered.
     #[serde(with = "proto_text")]
     pub config: cri::PodSandboxConfig,
-    /// The handler it was made with, resolved: changing the configuration orphans nobody.
+    /// Name of the handler it was made with.
     pub runtime_handler: String,
+    /// That handler's options then, as the pod's annotations changed them: changing the configuration orphans nobody.
+    #[serde(default = "RuntimeHandlerConfig::qemu")]
+    pub handler: RuntimeHandlerConfig,
     /// Where it stands.
     pub state: SandboxState,
     /// Nanoseconds since 1970.
     pub created_at: i64,
+    /// User and group of its process, which no other sandbox has while this one exists.
+    #[serde(default)]
+    pub user: Option<u32>,
+    /// How big its machine is; `None` before it is known, and in records older than this field.
+    #[serde(default)]
+    pub sizing: Option<Sizing>,
     /// The host's boot it was made in.
     pub boot_id: String,
     /// Interfaces and addresses, once CNI answered.
@@ -38,6 +51,17 @@ impl SandboxRecord {
     #[must_use]
     pub fn metadata(&self) -> cri::PodSandboxMetadata {
         self.config.metadata.clone().unwrap_or_default()
+    }
+
+    /// As asked for, else the pod's name as far as it can be one: a DNS label is shorter than a pod's name may be.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        if !self.config.hostname.is_empty() {
+            return self.config.hostname.clone();
+        }
+        let name = self.metadata().name;
+        let kept = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).take(MAX_LABEL);
+        kept.collect::<String>().trim_matches(['-', '.']).to_owned()
     }
 
     /// Sockets and files of the machine.
@@ -55,9 +79,21 @@ impl SandboxRecord {
     /// The pod's cgroup relative to the hierarchy's root, honouring the kubelet's cgroup_parent.
     #[must_use]
     pub fn cgroup(&self) -> PathBuf {
+        self.cgroup_parent().unwrap_or(Path::new("bulkhead")).join(format!("bulkhead-{}", self.id))
+    }
+
+    /// The cgroup that the kubelet made for the pod, relative to the hierarchy's root.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> Option<&Path> {
         let asked = self.config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str()).trim_matches('/');
         let plain = !asked.is_empty() && asked.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        Path::new(if plain { asked } else { "bulkhead" }).join(format!("bulkhead-{}", self.id))
+        plain.then_some(Path::new(asked))
+    }
+
+    /// Whether its containers run on the host's own kernel.
+    #[must_use]
+    pub fn shares_host(&self) -> bool {
+        self.handler.sandboxer.shares_host()
     }
 
     /// The name that makes two creations the same.

@@ -14,7 +14,16 @@ use crate::store::Kind;
 pub async fn recover(node: &Arc<Node>) -> Result<(), SandboxError> {
     for record in node.store.load::<SandboxRecord>(Kind::Sandbox)? {
         let id = record.id.clone();
-        node.sandboxes.insert(Sandbox::new(&id, Journaled::new(node.store.clone(), Kind::Sandbox, &id, record)));
+        if let Some(user) = record.user {
+            node.users.keep(user);
+        }
+        let journaled = Journaled::new(node.store.clone(), Kind::Sandbox, &id, record);
+        node.sandboxes.insert(Sandbox::new(&id, journaled.observed(node.events.of_sandbox())));
+    }
+    let holds =
+        |id: &str| node.sandboxes.find("sandbox", id).is_ok_and(|sandbox| sandbox.record.get().boot_id == node.boot_id);
+    if let Err(error) = node.network.recover(holds).await {
+        tracing::error!(error = %crate::error_text(&error), "cannot take up the pods' host ports");
     }
     // Side by side: one pod that hangs must not hold up the others.
     let all = node.sandboxes.all();
@@ -53,7 +62,7 @@ async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxE
     let mut silent = None;
     let found = match Machine::reconnect(paths.clone()).await {
         Some(machine) if record.boot_id == node.boot_id => {
-            Live::connect(machine).await.map_err(|error| silent = Some(crate::error_text(&error))).ok()
+            Live::connect(machine, &record).await.map_err(|error| silent = Some(crate::error_text(&error))).ok()
         }
         _ => None,
     };

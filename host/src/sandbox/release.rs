@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Sandbox, SandboxError, run};
+use super::{Sandbox, SandboxError, native, run};
 use crate::container;
 use crate::node::Node;
 use crate::sandboxer::Machine;
@@ -31,12 +31,16 @@ pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<
     let netns = record.netns();
     let hierarchy = node.cgroups.clone();
     let cgroup = record.cgroup();
-    let name = id.to_owned();
+    let (name, shares_host, config) = (id.to_owned(), record.shares_host(), node.config.clone());
     let rest = tokio::task::spawn_blocking(move || {
         sys::netns::remove(&netns).map_err(SandboxError::step(&name, "removal of the network namespace"))?;
         if let Some(hierarchy) = hierarchy {
             let cgroup = hierarchy.cgroup(&cgroup).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
             cgroup.remove(END_TIMEOUT).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
+        }
+        if shares_host {
+            let removed = native::remove_layers(&config, &name);
+            removed.map_err(SandboxError::step(&name, "removal of the writable layers"))?;
         }
         Ok(())
     });
@@ -70,6 +74,9 @@ pub(super) async fn forget(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(
         _ => {}
     }
     sandbox.record.forget().await?;
+    if let Some(user) = sandbox.record.get().user {
+        node.users.give_back(user);
+    }
     node.sandboxes.remove(&sandbox.id);
     Ok(())
 }

@@ -1,18 +1,21 @@
 //! Making a pod sandbox: namespace, tap and scratch drive; then the VM boots while CNI runs.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use bulkhead_proto::launch::Monitor;
 use bulkhead_proto::{agent, cri};
 
 use super::state::SandboxEvent;
-use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, record, release, watch};
-use crate::config::RuntimeHandlerConfig;
+use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, native, record, release, size, validate, watch};
+use crate::config::{RuntimeHandlerConfig, SandboxerKind};
 use crate::journaled::Journaled;
 use crate::network::{NetworkRequest, PodNetworkState};
 use crate::node::{Node, new_id, now_ns};
 use crate::sandboxer::launch::{self, Plan};
 use crate::sandboxer::monitor;
+use crate::sandboxer::sizing::{Size, Sizing};
 use crate::store::Kind;
 use crate::sys;
 
@@ -22,7 +25,8 @@ const TAP_NAME: &str = "tap0";
 /// Makes a sandbox and returns its id. A request for a pod that is being made joins it.
 pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str) -> Result<String, SandboxError> {
     let (name, handler) = resolve_handler(node, handler)?;
-    validate(&config, &name)?;
+    let handler = handler.resolve(&name, &config.annotations).map_err(SandboxError::Invalid)?;
+    validate::check(&config, &name, &handler, &node.config)?;
     let key = SandboxRecord::key(&config);
     let interrupted = SandboxError::Interrupted { id: format!("of pod {key}") };
     let (maker, pod) = (node.clone(), key.clone());
@@ -37,7 +41,7 @@ pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str)
 }
 
 fn resolve_handler(node: &Node, asked: &str) -> Result<(String, RuntimeHandlerConfig), SandboxError> {
-    let name = if asked.is_empty() { node.config.daemon.default_runtime.as_str() } else { asked };
+    let name = if asked.is_empty() { monitor::default_handler(&node.config, &node.abilities) } else { asked };
     match node.config.runtimes.get(name) {
         Some(handler) => Ok((name.to_owned(), handler.clone())),
         None => Err(SandboxError::UnknownHandler {
@@ -47,34 +51,6 @@ fn resolve_handler(node: &Node, asked: &str) -> Result<(String, RuntimeHandlerCo
     }
 }
 
-/// What a VM cannot honestly give is refused by the field's name.
-fn validate(config: &cri::PodSandboxConfig, handler: &str) -> Result<(), SandboxError> {
-    let invalid = |text: String| Err(SandboxError::Invalid(text));
-    let metadata = config.metadata.clone().unwrap_or_default();
-    if metadata.name.is_empty() {
-        return invalid("metadata.name is empty; every pod needs a name".into());
-    }
-    if config.hostname.len() > 64 {
-        return invalid(format!("hostname has {} bytes; the kernel takes 64", config.hostname.len()));
-    }
-    let security = config.linux.clone().unwrap_or_default().security_context.unwrap_or_default();
-    let namespaces = security.namespace_options.unwrap_or_default();
-    for (field, mode) in [("network", namespaces.network), ("pid", namespaces.pid), ("ipc", namespaces.ipc)] {
-        if mode == cri::NamespaceMode::Node as i32 {
-            return invalid(format!(
-                "namespace_options.{field} is NODE, which a VM cannot give: handler {handler:?} shares nothing with the host"
-            ));
-        }
-    }
-    if let Some(userns) = namespaces.userns_options
-        && userns.mode == cri::NamespaceMode::Pod as i32
-        && !userns.uids.is_empty()
-    {
-        return invalid(format!("namespace_options.userns_options is not supported by handler {handler:?} yet"));
-    }
-    Ok(())
-}
-
 async fn create(
     node: Arc<Node>,
     config: cri::PodSandboxConfig,
@@ -82,20 +58,31 @@ async fn create(
     handler: RuntimeHandlerConfig,
 ) -> Result<String, SandboxError> {
     let id = new_id();
+    // Only a machine that runs in bulkhead-vmm itself has a jail.
+    let user = match handler.sandboxer {
+        SandboxerKind::Microvm if node.config.jail.enabled => {
+            Some(node.users.take(node.config.jail.users()).map_err(SandboxError::Invalid)?)
+        }
+        _ => None,
+    };
     let first = SandboxRecord {
         id: id.clone(),
         config,
         runtime_handler: name,
+        handler,
         state: SandboxState::Creating,
         created_at: now_ns(),
+        sizing: None,
+        user,
         boot_id: node.boot_id.clone(),
         network: None,
         end: None,
     };
-    let record = Journaled::create(node.store.clone(), Kind::Sandbox, &id, first).await?;
-    let sandbox = Sandbox::new(&id, record);
+    let record = Journaled::create(node.store.clone(), Kind::Sandbox, &id, first).await;
+    let record = record.inspect_err(|_| user.into_iter().for_each(|user| node.users.give_back(user)))?;
+    let sandbox = Sandbox::new(&id, record.observed(node.events.of_sandbox()));
     let started = Instant::now();
-    match build(&node, &sandbox, &handler).await {
+    match build(&node, &sandbox).await {
         Ok(()) => {
             node.sandboxes.insert(sandbox.clone());
             watch::spawn(&node, &sandbox);
@@ -122,18 +109,27 @@ async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxErr
     release::forget(node, sandbox).await
 }
 
-async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandlerConfig) -> Result<(), SandboxError> {
+async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let id = sandbox.id.as_str();
     let record = sandbox.record.get();
-    let plan = prepare(node, &record, handler).await?;
+    let (plan, sizing) = if record.shares_host() {
+        (native::prepare(node, &record).await?, None)
+    } else {
+        let monitor = monitor::choose(&record.runtime_handler, &record.handler, &node.abilities)?;
+        let size = size::of(node, &record, &monitor)?;
+        (prepare(node, &record, monitor, size).await?, Some(Sizing { made: size, now: size }))
+    };
     let machine = launch::launch(plan).await.map_err(SandboxError::step(id, "start of the machine"))?;
     let boot = async {
         let boot_us =
             machine.wait_ready(node.config.guest.boot_timeout_s).await.map_err(SandboxError::step(id, "boot"))?;
         tracing::debug!(sandbox = %id, boot_us, "guest is up");
-        Live::connect(machine.clone()).await.map_err(SandboxError::step(id, "connection to the agent"))
+        Live::connect(machine.clone(), &record).await.map_err(SandboxError::step(id, "connection to the agent"))
     };
     let attach = async {
+        if native::shares_network(&record.config) {
+            return Ok(native::host_network());
+        }
         let request = network_request(&record);
         node.network.setup(request).await.map_err(SandboxError::step(id, "network set-up"))
     };
@@ -146,6 +142,7 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandle
         .change(move |record: &mut SandboxRecord| {
             record.state = record.state.next(SandboxEvent::Booted)?;
             record.network = Some(network);
+            record.sizing = sizing;
             Ok::<_, SandboxError>(())
         })
         .await
@@ -153,14 +150,10 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>, handler: &RuntimeHandle
 }
 
 /// Everything that must exist before the machine starts; none of it takes long.
-async fn prepare(
-    node: &Arc<Node>,
-    record: &SandboxRecord,
-    handler: &RuntimeHandlerConfig,
-) -> Result<Plan, SandboxError> {
+async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, size: Size) -> Result<Plan, SandboxError> {
+    let handler = &record.handler;
     let id = record.id.clone();
     let paths = record.paths(&node.config);
-    let monitor = monitor::choose(&record.runtime_handler, handler, &node.abilities)?;
     std::fs::create_dir_all(paths.dir()).map_err(SandboxError::step(&id, "creation of the run directory"))?;
     let cgroup = match &node.cgroups {
         Some(hierarchy) => {
@@ -182,17 +175,23 @@ async fn prepare(
         sandbox_id: id,
         paths,
         vmm: node.vmm.clone(),
-        file_server: node.file_server.clone(),
+        file_server: Some(node.file_server.clone()),
         monitor,
-        kernel: node.config.guest.kernel.clone(),
-        initramfs: node.config.guest.initramfs.clone(),
-        kernel_arguments: monitor::kernel_arguments(handler, &node.abilities),
-        vcpus: handler.vcpus,
-        memory_mib: handler.memory_mib,
+        kernel: either(&handler.kernel, &node.config.guest.kernel),
+        initramfs: either(&handler.initramfs, &node.config.guest.initramfs),
+        kernel_arguments: monitor::kernel_arguments(handler, &node.abilities, &size),
+        vcpus: size.max_vcpus,
+        memory_mib: size.memory_mib,
         tap: Some(tap),
-        scratch,
+        scratch: Some(scratch),
+        user: record.user,
         cgroup,
     })
+}
+
+/// The handler's own path, or the one of all handlers.
+fn either(own: &Path, common: &Path) -> PathBuf {
+    if own.as_os_str().is_empty() { common.to_owned() } else { own.to_owned() }
 }
 
 pub(super) fn network_request(record: &SandboxRecord) -> NetworkRequest {
@@ -203,7 +202,7 @@ pub(super) fn network_request(record: &SandboxRecord) -> NetworkRequest {
         pod_namespace: metadata.namespace,
         pod_uid: metadata.uid,
         netns: record::netns_path(&record.id),
-        taps: vec![TAP_NAME.to_owned()],
+        taps: if record.shares_host() { Vec::new() } else { vec![TAP_NAME.to_owned()] },
         port_mappings: record.config.port_mappings.clone(),
         annotations: record.config.annotations.clone(),
     }
@@ -211,20 +210,30 @@ pub(super) fn network_request(record: &SandboxRecord) -> NetworkRequest {
 
 fn configuration(record: &SandboxRecord, network: &PodNetworkState) -> agent::ConfigureSandboxRequest {
     let config = &record.config;
-    let hostname = if config.hostname.is_empty() { record.metadata().name } else { config.hostname.clone() };
-    let (interfaces, routes, neighbours) = network.to_agent();
+    let hostname = record.hostname();
+    let shares_network = native::shares_network(config);
+    // On the host's kernel the plugins have made everything in the namespace that the agent runs in.
+    let (interfaces, routes, neighbours) = if record.shares_host() { Default::default() } else { network.to_agent() };
+    let hosts = if shares_network { host_file("/etc/hosts") } else { etc_hosts(&hostname, network.primary_ip()) };
     agent::ConfigureSandboxRequest {
         sandbox_id: record.id.clone(),
-        etc_hosts: etc_hosts(&hostname, network.primary_ip()),
+        etc_hosts: hosts,
+        host_ipc: native::shares_ipc(config),
+        host_uts: shares_network,
         hostname,
         interfaces,
         routes,
         neighbours,
         resolv_conf: crate::network::dns::resolv_conf(config.dns_config.as_ref(), network),
         sysctls: config.linux.clone().unwrap_or_default().sysctls.into_iter().collect(),
-        has_scratch_drive: true,
+        has_scratch_drive: !record.shares_host(),
         ..Default::default()
     }
+}
+
+/// A file of the host that pods with its network see, too; empty when it cannot be read.
+fn host_file(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 fn etc_hosts(hostname: &str, ip: Option<String>) -> String {
@@ -238,27 +247,6 @@ fn etc_hosts(hostname: &str, ip: Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn config(network: cri::NamespaceMode) -> cri::PodSandboxConfig {
-        cri::PodSandboxConfig {
-            metadata: Some(cri::PodSandboxMetadata { name: "web".into(), ..Default::default() }),
-            linux: Some(cri::LinuxPodSandboxConfig {
-                security_context: Some(cri::LinuxSandboxSecurityContext {
-                    namespace_options: Some(cri::NamespaceOption { network: network as i32, ..Default::default() }),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn host_namespaces_are_refused_by_field() {
-        let text = validate(&config(cri::NamespaceMode::Node), "qemu").unwrap_err().to_string();
-        assert!(text.contains("namespace_options.network") && text.contains("\"qemu\""), "{text}");
-        validate(&config(cri::NamespaceMode::Pod), "qemu").unwrap();
-    }
 
     #[test]
     fn the_hosts_file_names_the_pod() {

@@ -45,6 +45,12 @@ impl ScratchTemplate {
         Ok(Self { path, dir })
     }
 
+    /// Where drives lie.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// A new drive: a file without a name, gone with its last descriptor.
     pub fn instantiate(&self) -> Result<File, ScratchError> {
         let fail = |source: io::Error| ScratchError::Copy { dir: self.dir.clone(), source };

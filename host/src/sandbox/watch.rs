@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::state::SandboxEvent;
-use super::{Sandbox, SandboxError, SandboxRecord, SandboxState};
+use super::{Sandbox, SandboxError, SandboxRecord, SandboxState, native};
 use crate::container;
 use crate::node::Node;
 use crate::sandboxer::Machine;
@@ -24,7 +24,7 @@ pub(super) fn spawn(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
 async fn end_of(mut machine: Machine) -> String {
     loop {
         let why = machine.wait_exit().await;
-        match Machine::reconnect(machine.paths().clone()).await {
+        match machine.again().await {
             Some(again) => machine = again,
             None => return why,
         }
@@ -32,6 +32,10 @@ async fn end_of(mut machine: Machine) -> String {
 }
 
 pub(super) async fn machine_ended(node: &Arc<Node>, sandbox: &Arc<Sandbox>, why: String) {
+    let (why, reason) = match oom_kills(node, &sandbox.record.get()) {
+        0 => (why, "Error"),
+        _ => (format!("the host's kernel killed the pod's machine for memory: {why}"), "OOMKilled"),
+    };
     tracing::warn!(sandbox = %sandbox.id, why, "the pod's machine ended");
     let words = why.clone();
     let changed = sandbox.record.change(move |record: &mut SandboxRecord| {
@@ -42,5 +46,14 @@ pub(super) async fn machine_ended(node: &Arc<Node>, sandbox: &Arc<Sandbox>, why:
     if let Err(error) = changed.await {
         tracing::error!(sandbox = %sandbox.id, error = %crate::error_text(&error), "cannot record the machine's end");
     }
-    container::end_all(node, &sandbox.id, &why).await;
+    native::kill_containers(node, &sandbox.record.get()).await;
+    container::end_all_for(node, &sandbox.id, &why, reason).await;
+}
+
+/// How many of the processes that carry the pod the host's kernel has killed for memory; the pod's cgroup stands until the
+/// sandbox is stopped.
+fn oom_kills(node: &Node, record: &SandboxRecord) -> u64 {
+    let names = [record.cgroup(), record.cgroup().join(native::AGENT_CGROUP)];
+    let cgroups = names.iter().filter_map(|name| node.cgroups.as_ref()?.cgroup(name).ok());
+    cgroups.map(|cgroup| cgroup.oom_kills()).sum()
 }

@@ -6,17 +6,22 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bulkhead_proto::launch::{Launch, Monitor, PROTOCOL_VERSION};
+use bulkhead_proto::launch::{JailUser, Launch, Monitor, PROTOCOL_VERSION};
+use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::process::{Child, Command};
 
+use super::death::{self, Death};
 use super::{Machine, MachineError, MachinePaths};
 use crate::error_text;
 use crate::sys;
 use crate::sys::cgroup::Cgroup;
+use crate::sys::process::Process;
 
 /// Longest wait for the process's `ok`.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of its answer.
+const MAX_ANSWER: u64 = 16 * 1024;
 
 /// What a pod's machine is made of.
 #[derive(Debug)]
@@ -27,8 +32,8 @@ pub struct Plan {
     pub paths: MachinePaths,
     /// The `bulkhead-vmm` binary.
     pub vmm: PathBuf,
-    /// The `bulkhead-fs` binary.
-    pub file_server: PathBuf,
+    /// The `bulkhead-fs` binary; a pod without a machine needs none.
+    pub file_server: Option<PathBuf>,
     /// What runs the guest.
     pub monitor: Monitor,
     /// Guest kernel.
@@ -43,9 +48,11 @@ pub struct Plan {
     pub memory_mib: u64,
     /// The pod's tap.
     pub tap: Option<OwnedFd>,
-    /// The scratch drive's file, open for reading and writing.
-    pub scratch: File,
-    /// The pod's cgroup, if the host has a hierarchy for it.
+    /// The scratch drive's file, open for reading and writing; a pod without a machine has none.
+    pub scratch: Option<File>,
+    /// User and group that the process is jailed as; `None` for a monitor that has no jail.
+    pub user: Option<u32>,
+    /// The process's cgroup, if the host has a hierarchy for it.
     pub cgroup: Option<Cgroup>,
 }
 
@@ -61,21 +68,32 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
         .current_dir("/")
         .spawn()
         .map_err(spawn_failed)?;
-    let result = give_orders(&plan, &child, ours).await;
+    let mut jailed = None;
+    let result = give_orders(&plan, &child, ours, &mut jailed).await;
     match result {
         Ok(()) => {
-            // Reaps it; the machine's own end is learnt from its control socket.
-            tokio::spawn(async move { child.wait().await });
-            Machine::connect(plan.paths.clone()).await
+            // The machine's own end is learnt from its control socket, or from its record.
+            let death = Death::watch(child, jailed, plan.cgroup.clone());
+            Ok(Machine::connect(plan.paths.clone()).await?.with_death(death))
         }
         Err(error) => {
             let _ = child.kill().await;
+            if let Some(process) = jailed {
+                // One that is gone already is as good.
+                let _ = process.signal(Signal::KILL);
+                death::reap(&process).await;
+            }
             Err(error)
         }
     }
 }
 
-async fn give_orders(plan: &Plan, child: &Child, socket: std::os::unix::net::UnixStream) -> Result<(), MachineError> {
+async fn give_orders(
+    plan: &Plan,
+    child: &Child,
+    socket: std::os::unix::net::UnixStream,
+    jailed: &mut Option<Process>,
+) -> Result<(), MachineError> {
     let refused = |detail: String| MachineError::Launch { binary: plan.vmm.clone(), detail };
     if let (Some(cgroup), Some(pid)) = (&plan.cgroup, child.id()) {
         cgroup.add_process(i32::try_from(pid).unwrap_or(-1)).map_err(|e| refused(error_text(&e)))?;
@@ -84,9 +102,20 @@ async fn give_orders(plan: &Plan, child: &Child, socket: std::os::unix::net::Uni
     let bytes = serde_json::to_vec(&orders).map_err(|e| refused(e.to_string()))?;
     sys::descriptors::send_with(&socket, &bytes, &descriptors).map_err(|e| refused(e.to_string()))?;
     socket.set_nonblocking(true).map_err(|e| refused(e.to_string()))?;
-    let mut socket = tokio::net::UnixStream::from_std(socket).map_err(|e| refused(e.to_string()))?;
+    let socket = tokio::net::UnixStream::from_std(socket).map_err(|e| refused(e.to_string()))?;
+    let mut lines = tokio::io::BufReader::new(socket).take(MAX_ANSWER);
     let mut answer = String::new();
-    let read = tokio::time::timeout(ORDER_TIMEOUT, read_line(&mut socket, &mut answer)).await;
+    let conversation = async {
+        lines.read_line(&mut answer).await?;
+        if let Some(pid) = answer.strip_prefix("pid ").and_then(|pid| pid.trim().parse().ok()) {
+            // A child of this daemon, which nobody else reaps: the number is good.
+            *jailed = Some(Process::open(pid)?);
+            answer.clear();
+            lines.read_line(&mut answer).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let read = tokio::time::timeout(ORDER_TIMEOUT, conversation).await;
     match read {
         Ok(Ok(())) if answer.trim_end() == "ok" => Ok(()),
         Ok(Ok(())) if !answer.is_empty() => Err(refused(answer.trim_start_matches("error:").trim().to_owned())),
@@ -101,12 +130,6 @@ fn log_tail(plan: &Plan) -> String {
     MachinePaths::tail(&plan.paths.log(), 10)
 }
 
-async fn read_line(socket: &mut tokio::net::UnixStream, line: &mut String) -> std::io::Result<()> {
-    let mut reader = tokio::io::BufReader::new(socket).take(16 * 1024);
-    reader.read_line(line).await?;
-    Ok(())
-}
-
 fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
     let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
     let mut taps = Vec::new();
@@ -114,8 +137,11 @@ fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
         taps.push(descriptors.len());
         descriptors.push(tap.as_fd());
     }
-    let scratch = descriptors.len();
-    descriptors.push(plan.scratch.as_fd());
+    let mut scratch = None;
+    if let Some(file) = &plan.scratch {
+        scratch = Some(descriptors.len());
+        descriptors.push(file.as_fd());
+    }
     let launch = Launch {
         protocol_version: PROTOCOL_VERSION,
         sandbox_id: plan.sandbox_id.clone(),
@@ -131,8 +157,9 @@ fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
         taps,
-        scratch_drive: Some(scratch),
-        file_server: Some(plan.file_server.clone()),
+        scratch_drive: scratch,
+        file_server: plan.file_server.clone(),
+        jail: plan.user.map(|id| JailUser { uid: id, gid: id }),
     };
     (launch, descriptors)
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bulkhead_proto::vmm_ttrpc::VmmClient;
 use bulkhead_proto::{launch, vmm};
 
+use super::death::Death;
 use super::{MachineError, MachinePaths};
 use crate::sys::descriptors::{DeliverError, deliver};
 use crate::sys::process::Process;
@@ -16,14 +17,20 @@ use crate::sys::process::Process;
 /// Ordinary requests are answered from memory; only a broken process takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A machine that does not say who it is in this time counts as gone.
+/// Longest wait for one answer of a process that may be busy.
 const INFO_TIMEOUT: Duration = Duration::from_secs(5);
+/// A machine that listens but does not say who it is in this time counts as gone: a busy host must not cost pods.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A running machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Machine {
     paths: MachinePaths,
     client: VmmClient,
+    /// Of a process that this daemon started.
+    death: Option<Death>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -73,15 +80,45 @@ impl Machine {
 
     fn over(stream: tokio::net::UnixStream, paths: MachinePaths) -> Self {
         let socket = ttrpc::r#async::transport::Socket::new(stream);
-        Self { paths, client: VmmClient::new(ttrpc::r#async::Client::new(socket)) }
+        Self { paths, client: VmmClient::new(ttrpc::r#async::Client::new(socket)), death: None }
     }
 
-    /// Finds a machine again after a restart of the daemon; `None` when it is gone.
+    /// Of a process whose end can be told even when it leaves no record.
+    pub(super) fn with_death(self, death: Death) -> Self {
+        Self { death: Some(death), ..self }
+    }
+
+    /// The same machine by a new connection; `None` when it is gone.
+    pub async fn again(&self) -> Option<Self> {
+        let again = Self::reconnect(self.paths.clone()).await?;
+        Some(Self { death: self.death.clone(), ..again })
+    }
+
+    /// Finds a machine again after a restart of the daemon; `None` when it is gone, or silent for [`RECONNECT_PATIENCE`].
     pub async fn reconnect(paths: MachinePaths) -> Option<Self> {
-        let machine = Self::connect(paths).await.ok()?;
-        let info =
-            machine.client.info(ttrpc::context::with_duration(INFO_TIMEOUT), &vmm::InfoRequest::new()).await.ok()?;
-        (info.state.enum_value() != Ok(vmm::VmState::VM_STATE_EXITED)).then_some(machine)
+        let end = tokio::time::Instant::now() + RECONNECT_PATIENCE;
+        loop {
+            match Self::connect(paths.clone()).await {
+                Ok(machine) => {
+                    let context = ttrpc::context::with_duration(INFO_TIMEOUT);
+                    if let Ok(info) = machine.client.info(context, &vmm::InfoRequest::new()).await {
+                        return (info.state.enum_value() != Ok(vmm::VmState::VM_STATE_EXITED)).then_some(machine);
+                    }
+                }
+                // Nobody listens there any more.
+                Err(MachineError::Connect { source, .. })
+                    if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+                {
+                    return None;
+                }
+                // Out of descriptors, or a full backlog: what cannot be known is no end.
+                Err(_) => {}
+            }
+            if tokio::time::Instant::now() >= end {
+                return None;
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
     }
 
     /// Where its sockets and files are.
@@ -97,18 +134,44 @@ impl Machine {
         match tokio::time::timeout(Duration::from_secs(seconds), ready).await {
             Ok(Ok(ready)) => Ok(ready.boot_us),
             Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(MachineError::Boot { detail: status.message }),
-            Ok(Err(_)) => Err(MachineError::Boot { detail: self.end_text() }),
-            Err(_) => {
-                Err(MachineError::BootTimeout { seconds, console: MachinePaths::tail(&self.paths.console(), 10) })
-            }
+            Ok(Err(_)) => Err(MachineError::Boot { detail: self.end_text().await }),
+            Err(_) => Err(MachineError::BootTimeout {
+                seconds,
+                console: MachinePaths::tail(&self.paths.console(), 10),
+                processors: self.processors().await,
+            }),
         }
     }
 
-    fn end_text(&self) -> String {
-        match self.paths.exit_record() {
-            Some(record) => record.message,
-            None => format!("bulkhead-vmm vanished; its log says:\n{}", MachinePaths::tail(&self.paths.log(), 10)),
+    /// Where every processor of the guest stands, in words; empty when that cannot be known.
+    async fn processors(&self) -> String {
+        let request = vmm::StatisticsRequest { processors: true, ..Default::default() };
+        let Ok(answer) = self.client.statistics(ttrpc::context::with_duration(INFO_TIMEOUT), &request).await else {
+            return "; bulkhead-vmm does not say where its processors stand".into();
+        };
+        let exits = |processor: &vmm::Processor| {
+            processor.exits.iter().map(|exit| format!("{} {}", exit.count, exit.kind)).collect::<Vec<_>>().join(", ")
+        };
+        let text = |(index, processor): (usize, &vmm::Processor)| {
+            format!("; processor {index} is at {:#x} after {}", processor.instruction, exits(processor))
+        };
+        answer.processors.iter().enumerate().map(text).collect()
+    }
+
+    async fn end_text(&self) -> String {
+        if let Some(record) = self.paths.exit_record() {
+            return record.message;
         }
+        let known = match &self.death {
+            Some(death) => death.text().await,
+            None => None,
+        };
+        // Written between the two looks.
+        if let Some(record) = self.paths.exit_record() {
+            return record.message;
+        }
+        let why = known.unwrap_or_else(|| "bulkhead-vmm vanished".into());
+        format!("{why}; its log says:\n{}", MachinePaths::tail(&self.paths.log(), 10))
     }
 
     /// Returns when the machine has ended, with the reason in words.
@@ -116,7 +179,7 @@ impl Machine {
         let request = vmm::WaitExitRequest::new();
         match self.client.wait_exit(ttrpc::context::Context::default(), &request).await {
             Ok(answer) => answer.exit.message.clone(),
-            Err(_) => self.end_text(),
+            Err(_) => self.end_text().await,
         }
     }
 
@@ -188,6 +251,13 @@ impl Machine {
     pub async fn remove_volume(&self, name: &str) -> Result<(), MachineError> {
         let request = vmm::RemoveVolumeRequest { name: name.to_owned(), ..Default::default() };
         self.client.remove_volume(limit(), &request).await.map_err(|e| failed("remove the volume", e))?;
+        Ok(())
+    }
+
+    /// Lets the guest have `memory_mib` of the memory it was made with.
+    pub async fn resize(&self, memory_mib: u64) -> Result<(), MachineError> {
+        let request = vmm::ResizeRequest { memory_mib, ..Default::default() };
+        self.client.resize(limit(), &request).await.map_err(|e| failed("resize the machine", e))?;
         Ok(())
     }
 

@@ -10,9 +10,11 @@ use bulkhead_proto::launch::ExitRecord;
 
 use crate::sys::descriptors::DeliverError;
 
+mod death;
 pub mod launch;
 mod machine;
 pub mod monitor;
+pub mod sizing;
 
 pub use machine::Machine;
 
@@ -27,9 +29,9 @@ pub enum MachineError {
     #[error("the pod's machine ended while booting: {detail}")]
     Boot { detail: String },
     #[error(
-        "the guest's agent did not answer within {seconds} s of the machine's start; last console lines:\n{console}"
+        "the guest's agent did not answer within {seconds} s of the machine's start{processors}; last console lines:\n{console}"
     )]
-    BootTimeout { seconds: u64, console: String },
+    BootTimeout { seconds: u64, console: String, processors: String },
     #[error("cannot reach bulkhead-vmm at {}", socket.display())]
     Connect { socket: PathBuf, source: std::io::Error },
     #[error("bulkhead-vmm could not {request}: {message}")]
@@ -102,6 +104,12 @@ impl MachinePaths {
     #[must_use]
     pub fn scratch(&self) -> PathBuf {
         self.dir.join("scratch.img")
+    }
+
+    /// Files of an agent on the host.
+    #[must_use]
+    pub fn agent_state(&self) -> PathBuf {
+        self.dir.join("agent")
     }
 
     /// What the machine left behind, if it ended in order.

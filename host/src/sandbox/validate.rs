@@ -1,0 +1,114 @@
+//! What a pod sandbox may ask of its runtime handler. What the handler's sandboxer cannot honestly give is refused by the
+//! field's name.
+
+use bulkhead_proto::cri;
+
+use super::SandboxError;
+use crate::config::{Config, RuntimeHandlerConfig};
+
+/// The kernel's limit (`__NEW_UTS_LEN`).
+const MAX_HOSTNAME: usize = 64;
+
+/// Checks the request of a pod for handler `name`.
+pub(super) fn check(
+    pod: &cri::PodSandboxConfig,
+    name: &str,
+    handler: &RuntimeHandlerConfig,
+    config: &Config,
+) -> Result<(), SandboxError> {
+    let invalid = |text: String| Err(SandboxError::Invalid(text));
+    if pod.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
+        return invalid("metadata.name is empty; every pod needs a name".into());
+    }
+    if pod.hostname.len() > MAX_HOSTNAME {
+        return invalid(format!("hostname has {} bytes; the kernel takes {MAX_HOSTNAME}", pod.hostname.len()));
+    }
+    let linux = pod.linux.clone().unwrap_or_default();
+    let namespaces = linux.security_context.unwrap_or_default().namespace_options.unwrap_or_default();
+    if let Some(userns) = &namespaces.userns_options
+        && userns.mode == cri::NamespaceMode::Pod as i32
+        && !userns.uids.is_empty()
+    {
+        return invalid(format!("namespace_options.userns_options is not supported by runtime handler {name:?} yet"));
+    }
+    let of_node = |mode: i32| mode == cri::NamespaceMode::Node as i32;
+    if handler.sandboxer.shares_host() {
+        for name in linux.sysctls.keys() {
+            check_sysctl(name, of_node(namespaces.network), of_node(namespaces.ipc)).map_err(SandboxError::Invalid)?;
+        }
+        return Ok(());
+    }
+    for (field, mode) in [("network", namespaces.network), ("pid", namespaces.pid), ("ipc", namespaces.ipc)] {
+        if of_node(mode) {
+            return invalid(format!(
+                "namespace_options.{field} is NODE, which a VM (runtime handler {name:?}) cannot give; {}",
+                config.native_handlers()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// On the host's kernel a pod may only set what its own namespaces have a copy of.
+fn check_sysctl(name: &str, host_network: bool, host_ipc: bool) -> Result<(), String> {
+    let path = name.replace('.', "/");
+    let plain = path.split('/').all(|part| !part.is_empty());
+    let of_ipc = ["kernel/shm", "kernel/msg", "fs/mqueue/"].iter().any(|prefix| path.starts_with(prefix))
+        || path == "kernel/sem";
+    if plain && path.starts_with("net/") {
+        return if host_network { Err(of_host(name, "network")) } else { Ok(()) };
+    }
+    if plain && of_ipc {
+        return if host_ipc { Err(of_host(name, "ipc")) } else { Ok(()) };
+    }
+    Err(format!("sysctl {name} is not of a pod's namespaces but of the whole host's kernel, which this handler shares"))
+}
+
+fn of_host(name: &str, field: &str) -> String {
+    format!("sysctl {name} would change the host: namespace_options.{field} is NODE")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(change: impl FnOnce(&mut cri::NamespaceOption)) -> cri::PodSandboxConfig {
+        let mut options = cri::NamespaceOption::default();
+        change(&mut options);
+        let context = cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata { name: "web".into(), ..Default::default() }),
+            linux: Some(cri::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn config() -> Config {
+        Config { runtimes: RuntimeHandlerConfig::defaults().into(), ..Config::default() }
+    }
+
+    #[test]
+    fn a_vm_refuses_what_is_the_hosts_and_names_who_can() {
+        let (config, vm) = (config(), RuntimeHandlerConfig::qemu());
+        let node = cri::NamespaceMode::Node as i32;
+        let pods =
+            [("network", pod(|o| o.network = node)), ("pid", pod(|o| o.pid = node)), ("ipc", pod(|o| o.ipc = node))];
+        for (field, pod) in pods {
+            let text = check(&pod, "qemu", &vm, &config).unwrap_err().to_string();
+            assert!(text.contains(field) && text.contains("runtime handler \"native\" can"), "{text}");
+            check(&pod, "native", &config.runtimes["native"], &config).unwrap();
+        }
+        check(&pod(|_| {}), "qemu", &vm, &config).unwrap();
+    }
+
+    #[test]
+    fn only_namespaced_sysctls_reach_the_hosts_kernel() {
+        for name in ["net.ipv4.ip_forward", "kernel.shmmax", "kernel.sem", "fs.mqueue.msg_max"] {
+            check_sysctl(name, false, false).unwrap();
+            assert!(check_sysctl(name, true, true).unwrap_err().contains("NODE"));
+        }
+        for name in ["kernel.panic", "vm.swappiness", "net.../kernel.panic", "fs.mqueue.../../x", "kernel.semantics"] {
+            assert!(check_sysctl(name, false, false).unwrap_err().contains("whole host"), "{name}");
+        }
+    }
+}
