@@ -6,14 +6,20 @@ use std::sync::Arc;
 use bulkhead_proto::{agent, cri};
 use protobuf::Message;
 
-use super::record::ContainerRecord;
-use super::{Container, ContainerError, ContainerEvent, ContainerState, log, remove, resources, spec, volumes, watch};
-use crate::image::{Image, ImageId};
+use super::host_access::HostAccess;
+use super::record::{ContainerRecord, Identity};
+use super::{
+    Container, ContainerError, ContainerEvent, ContainerState, devices, log, remove, resources, seccomp, security,
+    spec, volumes, watch,
+};
+use crate::image::{Image, ImageId, ImageRoot};
 use crate::journaled::Journaled;
 use crate::node::{Node, new_id, now_ns};
 use crate::sandbox::{Live, Sandbox};
 use crate::store::Kind;
 
+/// Most groups of a process, as the kernel has it; a guest may claim more.
+const MAX_GROUPS: usize = 65_536;
 /// Paths that show kernel state; masked unless the kubelet says otherwise.
 const MASKED: [&str; 10] = [
     "/proc/asound",
@@ -52,7 +58,8 @@ async fn create_now(
     let image = find_image(node, &config)?;
     let id = new_id();
     refuse_twin(node, sandbox, &config)?;
-    let order = order(sandbox, &id, &config, &image).await?;
+    let host = HostAccess::of(&sandbox.record.get(), &node.config);
+    let order = order(sandbox, &live, &host, &id, &config, &image).await?;
     let first = ContainerRecord {
         id: id.clone(),
         sandbox_id: sandbox.id.clone(),
@@ -60,6 +67,7 @@ async fn create_now(
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         image_stop_signal: Some(image.config.stop_signal.clone()).filter(|s| !s.is_empty()),
         process: order.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
+        identity: None,
         volumes: order.volumes.share_names(),
         log_path: log_path(sandbox, &config),
         state: ContainerState::Creating,
@@ -67,7 +75,7 @@ async fn create_now(
         config,
     };
     let record = Journaled::create(node.store.clone(), Kind::Container, &id, first).await?;
-    let container = Container::new(&id, record);
+    let container = Container::new(&id, record.observed(node.events.of_container()));
     node.containers.insert(container.clone());
     match build(node, &container, &live, order).await {
         Ok(()) => {
@@ -117,20 +125,19 @@ struct Order {
 
 async fn order(
     sandbox: &Sandbox,
+    live: &Live,
+    host: &HostAccess,
     id: &str,
     config: &cri::ContainerConfig,
     image: &Image,
 ) -> Result<Order, ContainerError> {
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
-    refuse_unsupported(config, &context)?;
-    let sandbox_config = &sandbox.record.get().config;
-    let hostname = match sandbox_config.hostname.as_str() {
-        "" => sandbox_config.metadata.clone().unwrap_or_default().name,
-        name => name.to_owned(),
-    };
-    let process = spec::process(config, &image.config, &hostname)?;
-    let (pid_mode, pid_target) = spec::pid_mode(context.namespace_options.as_ref())?;
+    refuse_unsupported(config, &context, host)?;
+    let hostname = sandbox.record.get().hostname();
+    let mut process = spec::process(config, &image.config, &hostname)?;
+    process.seccomp = seccomp::filter(&context, &process.capabilities.bounding, live).await?.into();
+    let (pid_mode, pid_target) = spec::pid_mode(context.namespace_options.as_ref(), host)?;
     let paths = |asked: &[String], default: &[&str]| match (context.privileged, asked.is_empty()) {
         (true, _) => Vec::new(),
         (false, true) => default.iter().map(|p| (*p).to_owned()).collect(),
@@ -144,33 +151,29 @@ async fn order(
         resources: Some(resources::to_agent(&linux.resources.unwrap_or_default())).into(),
         masked_paths: paths(&context.masked_paths, &MASKED),
         readonly_paths: paths(&context.readonly_paths, &READONLY),
+        devices: devices::of_host(&config.devices).await?,
         privileged: context.privileged,
         rootfs: Some(agent::Rootfs { readonly: context.readonly_rootfs, ..Default::default() }).into(),
         ..Default::default()
     };
-    Ok(Order { process, volumes: volumes::plan(id, &config.mounts).await?, spec })
+    Ok(Order { process, volumes: volumes::plan(id, &config.mounts, host).await?, spec })
 }
 
 /// What is not applied is refused, never dropped.
 fn refuse_unsupported(
     config: &cri::ContainerConfig,
     context: &cri::LinuxContainerSecurityContext,
+    host: &HostAccess,
 ) -> Result<(), ContainerError> {
     let refuse = |text: &str| Err(ContainerError::Invalid(text.to_owned()));
-    if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
-        return refuse("devices of the host cannot be given to a VM by this handler");
+    if !config.devices.is_empty() {
+        host.ask("devices", "devices of the host")?;
     }
-    let localhost = cri::security_profile::ProfileType::Localhost as i32;
-    if context.seccomp.as_ref().is_some_and(|profile| profile.profile_type == localhost) {
-        return refuse("seccomp profiles of type Localhost are not supported yet");
+    if !config.cdi_devices.is_empty() {
+        host.ask("cdi_devices", "devices of the host")?;
+        return refuse("cdi_devices are not supported yet");
     }
-    if context.apparmor.as_ref().is_some_and(|profile| profile.profile_type == localhost) {
-        return refuse("AppArmor profiles of type Localhost are not supported: the guest's kernel has no AppArmor");
-    }
-    if context.selinux_options.as_ref().is_some_and(|options| !options.r#type.is_empty() || !options.level.is_empty()) {
-        return refuse("SELinux labels are not supported: the guest's kernel has no SELinux");
-    }
-    Ok(())
+    security::check(context)
 }
 
 fn log_path(sandbox: &Sandbox, config: &cri::ContainerConfig) -> String {
@@ -188,36 +191,62 @@ async fn build(node: &Arc<Node>, container: &Arc<Container>, live: &Live, order:
         "" => None,
         path => Some(log::open(id, path).await?),
     };
-    let extent = map_image(node, live, id, &record.image_id).await?;
+    let (extent, root) = map_image(node, live, id, &record.image_id).await?;
     let mut spec = order.spec;
-    spec.mounts = volumes::attach(node, live, id, order.volumes).await?;
+    let (mounts, roots) = volumes::attach(node, live, id, order.volumes).await?;
+    spec.mounts = mounts;
     if let Some(rootfs) = spec.rootfs.as_mut() {
         rootfs.source = Some(agent::rootfs::Source::Image(extent));
     }
     let request = agent::CreateContainerRequest { spec: Some(spec).into(), ..Default::default() };
-    live.agent.create_container(request).await.map_err(ContainerError::guest(id))?;
+    let created = live.agent.create_container(request).await.map_err(ContainerError::guest(id))?;
+    for warning in &created.warnings {
+        tracing::warn!(container = id, "{warning}");
+    }
+    // Mounted by now, or held by the machine: the images' files may go.
+    drop((root, roots));
     live.machine.attach_log(id, log.as_ref()).await.map_err(ContainerError::machine(id))?;
-    container.take(ContainerEvent::Built).await?;
+    built(container, created).await?;
     // A machine that ended meanwhile has reported to its containers before this one counted as one.
     node.sandboxes.find("sandbox", &record.sandbox_id)?.live("creating a container").map(drop)?;
     Ok(())
 }
 
-/// Makes an image readable in the guest; the same image twice is one mapping.
+/// Notes what the agent made.
+async fn built(container: &Container, created: agent::CreateContainerResponse) -> Result<(), ContainerError> {
+    let identity = created.identity.into_option().map(|identity| Identity {
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: identity.groups.into_iter().take(MAX_GROUPS).collect(),
+    });
+    let noted = container.record.change(move |record: &mut ContainerRecord| {
+        record.identity = identity;
+        record.state = record.state.clone().next(ContainerEvent::Built)?;
+        Ok::<_, ContainerError>(())
+    });
+    noted.await.map(drop)
+}
+
+/// Makes an image readable for the agent; in a machine the same image twice is one mapping. The files must be held until the
+/// agent has them.
 pub(super) async fn map_image(
     node: &Node,
     live: &Live,
     container_id: &str,
     image: &ImageId,
-) -> Result<agent::ImageExtent, ContainerError> {
+) -> Result<(agent::ImageExtent, ImageRoot), ContainerError> {
     let (images, id) = (node.images.clone(), *image);
     let opened = tokio::task::spawn_blocking(move || images.open_root(&id)).await;
     let opened = opened.map_err(|_| ContainerError::Interrupted { id: container_id.to_owned() })?;
     let root =
         opened.map_err(|source| ContainerError::Root { id: container_id.to_owned(), source: Arc::new(source) })?;
     let name = image.to_string();
+    if live.shares_host {
+        let files = root.files.iter().map(|part| part.path.display().to_string()).collect();
+        return Ok((agent::ImageExtent { image_id: name, files, ..Default::default() }, root));
+    }
     let parts: Vec<_> = root.files.iter().map(|part| (&part.file, part.len)).collect();
     let (start_sector, sectors) =
         live.machine.map_image(&name, &parts).await.map_err(ContainerError::machine(container_id))?;
-    Ok(agent::ImageExtent { image_id: name, start_sector, sectors, ..Default::default() })
+    Ok((agent::ImageExtent { image_id: name, start_sector, sectors, ..Default::default() }, root))
 }

@@ -11,29 +11,36 @@ use crate::sandboxer::MachineError;
 use crate::serial::Serial;
 use crate::store::StoreError;
 
+mod attach;
 mod create;
+mod devices;
 mod exec;
+mod exec_sync;
+mod host_access;
 mod log;
 pub mod record;
 mod recover;
 mod remove;
 mod resources;
+mod seccomp;
 mod security;
 mod spec;
 mod start;
 pub mod state;
-pub mod stats;
 mod stop;
 mod update;
 mod volumes;
 mod watch;
 
+pub use attach::{Attached, attach};
 pub use create::create;
-pub use exec::{ExecOutput, exec_sync};
+pub use exec::{Command, ProcessHandle, exec};
+pub use exec_sync::{ExecOutput, exec_sync};
 pub use log::reopen as reopen_log;
 pub use record::ContainerRecord;
 pub use recover::{load, recover};
 pub use remove::remove;
+pub use seccomp::SeccompError;
 pub use start::start;
 pub use state::{ContainerEvent, ContainerState, Exit};
 pub use stop::stop;
@@ -47,12 +54,16 @@ pub enum ContainerError {
     Lookup(#[from] LookupError),
     #[error("cannot create the container: {0}")]
     Invalid(String),
+    #[error("container {id}: {request} is not possible: {why}")]
+    Request { id: String, request: &'static str, why: String },
     #[error("cannot create the container: image {image:?} is not in the store; pull it first")]
     NoImage { image: String },
     #[error("a container named {name:?} exists already in sandbox {sandbox}: {id}; remove it first")]
     Exists { name: String, sandbox: String, id: String },
     #[error("cannot mount {host_path:?} at {container_path:?}: {why}")]
     Mount { host_path: String, container_path: String, why: String },
+    #[error("cannot create the container: {0}")]
+    Seccomp(#[from] SeccompError),
     #[error("container {id} is {state}: {request} is not possible")]
     WrongState { id: String, state: &'static str, request: &'static str },
     #[error("the command in container {id} did not end within {seconds} s and was killed")]
@@ -149,6 +160,11 @@ pub fn of_sandbox(node: &Node, sandbox_id: &str) -> Vec<Arc<Container>> {
 
 /// Ends every container of a machine that ended: 137, unless the agent had reported better before.
 pub async fn end_all(node: &Arc<Node>, sandbox_id: &str, why: &str) {
+    end_all_for(node, sandbox_id, why, "Error").await;
+}
+
+/// [`end_all`] with the reason that the kubelet reads.
+pub async fn end_all_for(node: &Arc<Node>, sandbox_id: &str, why: &str, reason: &str) {
     let reported = match node.sandboxes.find("sandbox", sandbox_id) {
         Ok(sandbox) => sandbox.record.get().paths(&node.config).exit_record(),
         Err(_) => None,
@@ -157,7 +173,7 @@ pub async fn end_all(node: &Arc<Node>, sandbox_id: &str, why: &str) {
         let known = reported.iter().flat_map(|end| &end.containers).find(|exit| exit.id == container.id);
         let exit = match known {
             Some(exit) => watch::exit_of(exit.code, exit.oom_killed, exit.finished_at_ns),
-            None => Exit { code: 137, reason: "Error".into(), message: why.to_owned(), finished_at: now_ns() },
+            None => Exit { code: 137, reason: reason.into(), message: why.to_owned(), finished_at: now_ns() },
         };
         if let Err(error) = container.take(ContainerEvent::Ended(exit)).await {
             tracing::error!(container = %container.id, error = %crate::error_text(&error), "cannot record the end");

@@ -7,6 +7,17 @@ use super::state::ContainerState;
 use crate::image::ImageId;
 use crate::store::proto_text;
 
+/// Numbers of a process's user and groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// All groups, the primary one included.
+    pub groups: Vec<u32>,
+}
+
 /// A container as it stands in the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerRecord {
@@ -25,6 +36,9 @@ pub struct ContainerRecord {
     pub image_stop_signal: Option<String>,
     /// `agent.v1.Process` of the first process, encoded; exec'd processes inherit from it.
     pub process: Vec<u8>,
+    /// Whose rights the first process has, once the container is built.
+    #[serde(default)]
+    pub identity: Option<Identity>,
     /// Names in the pod's volume share.
     pub volumes: Vec<String>,
     /// Absolute; empty without a log.

@@ -13,7 +13,7 @@ pub fn load(node: &Arc<Node>) -> Result<(), ContainerError> {
     for record in node.store.load::<ContainerRecord>(Kind::Container)? {
         let id = record.id.clone();
         let journaled = Journaled::new(node.store.clone(), Kind::Container, &id, record);
-        node.containers.insert(Container::new(&id, journaled));
+        node.containers.insert(Container::new(&id, journaled.observed(node.events.of_container())));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Capabilities and paths of a container, from the CRI's security context.
+//! What a container may do: its capabilities, and what of the CRI's security context no kernel of a pod can give.
 
 use bulkhead_proto::{agent, cri};
 
@@ -67,6 +67,33 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+/// Refuses what is not applied: mandatory access control, and values that mean nothing.
+#[allow(deprecated)]
+pub(super) fn check(context: &cri::LinuxContainerSecurityContext) -> Result<(), ContainerError> {
+    let refuse = |text: String| Err(ContainerError::Invalid(text));
+    if cri::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).is_err() {
+        let policy = context.supplemental_groups_policy;
+        return refuse(format!("supplemental_groups_policy has the unknown value {policy}; it is Merge or Strict"));
+    }
+    let localhost = cri::security_profile::ProfileType::Localhost as i32;
+    let apparmor = match &context.apparmor {
+        Some(profile) => profile.profile_type == localhost,
+        None => context.apparmor_profile.starts_with("localhost/"),
+    };
+    if apparmor && !context.privileged {
+        return refuse(
+            "AppArmor profiles of type Localhost are not supported: the pod's kernel has no AppArmor".into(),
+        );
+    }
+    let label = context.selinux_options.clone().unwrap_or_default();
+    for (field, value) in [("user", label.user), ("role", label.role), ("type", label.r#type), ("level", label.level)] {
+        if !value.is_empty() {
+            return refuse(format!("selinux_options.{field} is {value:?}: the pod's kernel has no SELinux"));
+        }
+    }
+    Ok(())
+}
+
 /// The container's capability sets. `ALL` adds or drops every one; drops win over the default set, adds over drops of ALL.
 pub(super) fn capabilities(
     context: &cri::LinuxContainerSecurityContext,
@@ -83,10 +110,13 @@ pub(super) fn capabilities(
             return true;
         }
         let base = DEFAULT_CAPABILITIES.contains(name) && !drop_all || add_all;
-        (base && !has(&drop, name)) || (has(&add, name) && !has(&drop, name)) || has(&ambient, name)
+        ((base || has(&add, name)) && !has(&drop, name)) || ambient.contains(&None) || has(&ambient, name)
     };
     let set: Vec<String> = ALL_CAPABILITIES.iter().copied().filter(granted).map(str::to_owned).collect();
-    let ambient: Vec<String> = ambient.into_iter().flatten().map(str::to_owned).collect();
+    let ambient: Vec<String> = match ambient.contains(&None) {
+        true => set.clone(),
+        false => ambient.into_iter().flatten().map(str::to_owned).collect(),
+    };
     Ok(agent::Capabilities {
         bounding: set.clone(),
         effective: set.clone(),
@@ -135,6 +165,41 @@ mod tests {
         assert_eq!(count(&["net_admin"], &["all"]), 1);
         assert_eq!(count(&["ALL"], &["SYS_ADMIN"]), ALL_CAPABILITIES.len() - 1);
         assert_eq!(count(&["SYS_ADMIN"], &["KILL"]), DEFAULT_CAPABILITIES.len());
+    }
+
+    #[test]
+    fn ambient_capabilities_are_in_every_set() {
+        let of = |names: &[&str]| {
+            let mut context = context(&[], &["ALL"]);
+            let capabilities = context.capabilities.get_or_insert_default();
+            capabilities.add_ambient_capabilities = names.iter().map(|name| (*name).to_owned()).collect();
+            super::capabilities(&context).unwrap()
+        };
+        let one = of(&["net_raw"]);
+        for set in [&one.bounding, &one.effective, &one.permitted, &one.inheritable, &one.ambient] {
+            assert_eq!(set, &["CAP_NET_RAW"]);
+        }
+        assert_eq!(of(&["ALL"]).ambient.len(), ALL_CAPABILITIES.len());
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn what_no_kernel_gives_is_refused() {
+        let refused = |context: cri::LinuxContainerSecurityContext| check(&context).unwrap_err().to_string();
+        let profile = cri::SecurityProfile { profile_type: 2, localhost_ref: "p".into() };
+        let text = refused(cri::LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() });
+        assert!(text.contains("AppArmor"), "{text}");
+        let text = refused(cri::LinuxContainerSecurityContext {
+            apparmor_profile: "localhost/p".into(),
+            ..Default::default()
+        });
+        assert!(text.contains("AppArmor"), "{text}");
+        let label = cri::SeLinuxOption { user: "u".into(), ..Default::default() };
+        let text = refused(cri::LinuxContainerSecurityContext { selinux_options: Some(label), ..Default::default() });
+        assert!(text.contains("selinux_options.user"), "{text}");
+        let text = refused(cri::LinuxContainerSecurityContext { supplemental_groups_policy: 7, ..Default::default() });
+        assert!(text.contains("Merge or Strict"), "{text}");
+        check(&cri::LinuxContainerSecurityContext::default()).unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use bulkhead_proto::{agent, cri};
 
+use super::host_access::HostAccess;
 use super::{ContainerError, security};
 use crate::image::ImageRuntimeConfig;
 
@@ -89,15 +90,19 @@ fn user(
 }
 
 /// How the pod's PID namespaces are shared.
-pub(super) fn pid_mode(options: Option<&cri::NamespaceOption>) -> Result<(agent::PidMode, String), ContainerError> {
+pub(super) fn pid_mode(
+    options: Option<&cri::NamespaceOption>,
+    host: &HostAccess,
+) -> Result<(agent::PidMode, String), ContainerError> {
     let Some(options) = options else { return Ok((agent::PidMode::PID_MODE_CONTAINER, String::new())) };
     match cri::NamespaceMode::try_from(options.pid) {
         Ok(cri::NamespaceMode::Pod) => Ok((agent::PidMode::PID_MODE_POD, String::new())),
         Ok(cri::NamespaceMode::Container) => Ok((agent::PidMode::PID_MODE_CONTAINER, String::new())),
         Ok(cri::NamespaceMode::Target) => Ok((agent::PidMode::PID_MODE_TARGET, options.target_id.clone())),
-        Ok(cri::NamespaceMode::Node) => Err(ContainerError::Invalid(
-            "namespace_options.pid is NODE, which a VM cannot give; use POD to share within the pod".into(),
-        )),
+        Ok(cri::NamespaceMode::Node) => {
+            host.ask("namespace_options.pid = NODE", "the host's processes")?;
+            Ok((agent::PidMode::PID_MODE_NODE, String::new()))
+        }
         Err(_) => Err(ContainerError::Invalid(format!("namespace_options.pid has the unknown value {}", options.pid))),
     }
 }
@@ -137,6 +142,15 @@ mod tests {
     fn no_command_anywhere_is_an_error() {
         let text = arguments(&cri::ContainerConfig::default(), &ImageRuntimeConfig::default()).unwrap_err().to_string();
         assert!(text.contains("set command or args"), "{text}");
+    }
+
+    #[test]
+    fn the_hosts_processes_are_only_for_pods_on_the_host() {
+        let options = cri::NamespaceOption { pid: cri::NamespaceMode::Node as i32, ..Default::default() };
+        let (mode, _) = pid_mode(Some(&options), &HostAccess::Given).unwrap();
+        assert_eq!(mode, agent::PidMode::PID_MODE_NODE);
+        let text = pid_mode(Some(&options), &HostAccess::Refused("x can".into())).unwrap_err().to_string();
+        assert!(text.contains("namespace_options.pid") && text.ends_with("; x can"), "{text}");
     }
 
     #[test]

@@ -43,6 +43,7 @@ async fn update_now(
             record.config.linux.get_or_insert_with(Default::default).resources = Some(merged);
             Ok::<_, ContainerError>(())
         })
-        .await
-        .map(drop)
+        .await?;
+    // A kubelet that does not know UpdatePodSandboxResources says it by the containers alone.
+    Ok(crate::sandbox::containers_changed(node, &sandbox).await?)
 }

@@ -7,7 +7,9 @@ use bulkhead_proto::{agent, cri};
 use rustix::fs::statfs;
 
 use super::ContainerError;
+use super::host_access::HostAccess;
 use crate::blocking;
+use crate::image::ImageRoot;
 use crate::node::Node;
 use crate::sandbox::Live;
 use crate::sys::mounts::{self, Access};
@@ -41,12 +43,12 @@ impl Plan {
 }
 
 /// Checks every mount of a container.
-pub(super) async fn plan(container_id: &str, mounts: &[cri::Mount]) -> Result<Plan, ContainerError> {
+pub(super) async fn plan(container_id: &str, mounts: &[cri::Mount], host: &HostAccess) -> Result<Plan, ContainerError> {
     let mut plan = Plan::default();
     for (index, mount) in mounts.iter().enumerate() {
         let name = format!("{}-{index}", &container_id[..container_id.len().min(12)]);
-        let looked_at = mount.clone();
-        let planned = blocking::on_path(Path::new(&mount.host_path), move || plan_one(name, &looked_at)).await;
+        let (looked_at, host) = (mount.clone(), host.clone());
+        let planned = blocking::on_path(Path::new(&mount.host_path), move || plan_one(name, &looked_at, &host)).await;
         plan.mounts.push(planned.map_err(|hung| refusal(mount, &hung.to_string()))??);
     }
     Ok(plan)
@@ -60,19 +62,22 @@ fn refusal(mount: &cri::Mount, why: &str) -> ContainerError {
     }
 }
 
-fn plan_one(name: String, mount: &cri::Mount) -> Result<Planned, ContainerError> {
+fn plan_one(name: String, mount: &cri::Mount, host: &HostAccess) -> Result<Planned, ContainerError> {
     let refuse = |why: &str| Err(refusal(mount, why));
     if !mount.container_path.starts_with('/') {
         return refuse("container_path must be absolute");
     }
     if mount.propagation == cri::MountPropagation::PropagationBidirectional as i32 {
-        return refuse("bidirectional propagation would reach the host, which a VM cannot; use HOST_TO_CONTAINER");
+        host.ask("mount.propagation = PROPAGATION_BIDIRECTIONAL", "mounts that reach the host")?;
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return refuse("id-mapped mounts are not supported yet");
     }
     if mount.recursive_read_only && !mount.readonly {
         return refuse("recursive_read_only needs readonly");
+    }
+    if mount.recursive_read_only && mount.propagation != cri::MountPropagation::PropagationPrivate as i32 {
+        return refuse("recursive_read_only needs the propagation PROPAGATION_PRIVATE: later mounts would be writable");
     }
     let base = agent::Mount {
         destination: mount.container_path.clone(),
@@ -91,6 +96,9 @@ fn plan_one(name: String, mount: &cri::Mount) -> Result<Planned, ContainerError>
         }
         Err(e) => return refuse(&e.to_string()),
     };
+    if *host == HostAccess::Given {
+        return of_host(mount, &host_path, base);
+    }
     if let Some(size) = memory_empty_dir(&host_path) {
         let tmpfs = agent::TmpfsSource {
             name: host_path.to_string_lossy().into_owned(),
@@ -105,8 +113,32 @@ fn plan_one(name: String, mount: &cri::Mount) -> Result<Planned, ContainerError>
         (true, false) => Access::ReadOnly,
         (false, false) => Access::ReadWrite,
     };
-    let mount = agent::Mount { source: Some(agent::mount::Source::Volume(name.clone())), ..base };
+    let source = Some(agent::mount::Source::Volume(name.clone()));
+    // The host's mounts enforce it. The guest sees one file system, and its flag would cover the mounts below as well.
+    let mount = agent::Mount { source, readonly: mount.recursive_read_only, ..base };
     Ok(Planned::Share { name, directory: host_path.is_dir(), host_path, access, mount })
+}
+
+/// A mount of a container on the host's kernel: the agent clones it from the host's own mounts.
+fn of_host(mount: &cri::Mount, path: &Path, base: agent::Mount) -> Result<Planned, ContainerError> {
+    use cri::MountPropagation as Asked;
+    let propagation = match Asked::try_from(mount.propagation) {
+        Ok(Asked::PropagationPrivate) => agent::Propagation::PROPAGATION_PRIVATE,
+        Ok(Asked::PropagationHostToContainer) => agent::Propagation::PROPAGATION_SLAVE,
+        Ok(Asked::PropagationBidirectional) => {
+            if !mounts::is_shared(path).map_err(|error| refusal(mount, &error.to_string()))? {
+                return Err(refusal(
+                    mount,
+                    "bidirectional propagation needs a shared mount on the host; make it one with mount --make-rshared",
+                ));
+            }
+            agent::Propagation::PROPAGATION_SHARED
+        }
+        Err(_) => return Err(refusal(mount, &format!("propagation has the unknown value {}", mount.propagation))),
+    };
+    let Some(source) = path.to_str() else { return Err(refusal(mount, "host_path is not UTF-8")) };
+    let source = Some(agent::mount::Source::Volume(source.to_owned()));
+    Ok(Planned::Ready(agent::Mount { source, propagation: propagation.into(), ..base }))
 }
 
 /// The size of a memory-backed emptyDir, if the path is one.
@@ -124,7 +156,8 @@ pub(super) async fn attach(
     live: &Live,
     container_id: &str,
     plan: Plan,
-) -> Result<Vec<agent::Mount>, ContainerError> {
+) -> Result<(Vec<agent::Mount>, Vec<ImageRoot>), ContainerError> {
+    let mut roots = Vec::new();
     let mut ready = Vec::with_capacity(plan.mounts.len());
     for planned in plan.mounts {
         ready.push(match planned {
@@ -148,13 +181,14 @@ pub(super) async fn attach(
             }
             Planned::Image { image, sub_path, mount } => {
                 let found = node.images.find(&image).ok_or(ContainerError::NoImage { image })?;
-                let extent = super::create::map_image(node, live, container_id, &found.id).await?;
+                let (extent, root) = super::create::map_image(node, live, container_id, &found.id).await?;
+                roots.push(root);
                 let volume = agent::ImageVolume { image: Some(extent).into(), sub_path, ..Default::default() };
                 agent::Mount { source: Some(agent::mount::Source::Image(volume)), readonly: true, ..mount }
             }
         });
     }
-    Ok(ready)
+    Ok((ready, roots))
 }
 
 #[cfg(test)]
@@ -162,7 +196,7 @@ mod tests {
     use super::*;
 
     async fn refused(mount: cri::Mount) -> String {
-        plan("c0ffee", &[mount]).await.unwrap_err().to_string()
+        plan("c0ffee", &[mount], &HostAccess::Refused("native can".into())).await.unwrap_err().to_string()
     }
 
     #[tokio::test]
@@ -174,7 +208,7 @@ mod tests {
         let text =
             refused(cri::Mount { propagation: cri::MountPropagation::PropagationBidirectional as i32, ..mount("/") })
                 .await;
-        assert!(text.contains("HOST_TO_CONTAINER"), "{text}");
+        assert!(text.contains("mount.propagation") && text.ends_with("native can"), "{text}");
         let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") }).await;
         assert!(text.contains("absolute"), "{text}");
     }
@@ -187,6 +221,9 @@ mod tests {
             container_path: "/x".into(),
             ..Default::default()
         };
-        assert_eq!(plan("0123456789abcdef", &[mount]).await.unwrap().share_names(), ["0123456789ab-0"]);
+        assert_eq!(
+            plan("0123456789abcdef", &[mount], &HostAccess::Refused(String::new())).await.unwrap().share_names(),
+            ["0123456789ab-0"]
+        );
     }
 }

@@ -1,0 +1,31 @@
+//! Whether a container can be given what is the host's own: its processes, devices, mounts.
+
+use super::ContainerError;
+use crate::config::Config;
+use crate::sandbox::SandboxRecord;
+
+/// What a pod's runtime handler says to a request for something of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum HostAccess {
+    /// The containers run on the host's kernel.
+    Given,
+    /// They run in a VM; the words name the handler that could.
+    Refused(String),
+}
+
+impl HostAccess {
+    /// For the containers of this sandbox.
+    pub(super) fn of(sandbox: &SandboxRecord, config: &Config) -> Self {
+        if sandbox.shares_host() { Self::Given } else { Self::Refused(config.native_handlers()) }
+    }
+
+    /// Nothing, or the refusal of `field`, which asks for what the words `wanted` say.
+    pub(super) fn ask(&self, field: &str, wanted: &str) -> Result<(), ContainerError> {
+        match self {
+            Self::Given => Ok(()),
+            Self::Refused(who) => {
+                Err(ContainerError::Invalid(format!("{field} asks for {wanted}, which a VM cannot give; {who}")))
+            }
+        }
+    }
+}
