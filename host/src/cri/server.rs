@@ -10,6 +10,7 @@ use bulkhead_proto::cri::runtime_service_server::RuntimeServiceServer;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use super::deadline::DeadlineLayer;
 use super::image::ImageVerbs;
 use super::runtime::Runtime;
 use crate::node::Node;
@@ -61,6 +62,7 @@ pub async fn serve(
     path: &Path,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    let events = node.events.clone();
     let runtime = RuntimeServiceServer::new(Runtime::new(node.clone())).max_decoding_message_size(MAX_MESSAGE);
     let images = ImageServiceServer::new(ImageVerbs::new(node)).max_decoding_message_size(MAX_MESSAGE);
     let (stopped, mut graceful) = tokio::sync::watch::channel(false);
@@ -68,8 +70,11 @@ pub async fn serve(
     tokio::spawn(async move {
         stop.await;
         stopped.send_replace(true);
+        // Their streams have no end of their own.
+        events.close();
     });
     let served = tonic::transport::Server::builder()
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(images)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {

@@ -7,6 +7,7 @@ use crate::error_text;
 use crate::image::{PullError, RemoveError};
 use crate::node::LookupError;
 use crate::sandbox::SandboxError;
+use crate::streaming::TooMany;
 
 fn of(code: Code, error: &(dyn std::error::Error + 'static)) -> Status {
     Status::new(code, error_text(error))
@@ -40,7 +41,10 @@ impl From<ContainerError> for Status {
         let code = match &error {
             ContainerError::Lookup(lookup) => return lookup.clone().into(),
             ContainerError::Sandbox(sandbox) => return sandbox.clone().into(),
-            ContainerError::Invalid(_) | ContainerError::Mount { .. } => Code::InvalidArgument,
+            ContainerError::Invalid(_)
+            | ContainerError::Mount { .. }
+            | ContainerError::Seccomp(_)
+            | ContainerError::Request { .. } => Code::InvalidArgument,
             ContainerError::NoImage { .. } => Code::NotFound,
             ContainerError::Exists { .. } => Code::AlreadyExists,
             ContainerError::WrongState { .. } | ContainerError::State(_) => Code::FailedPrecondition,
@@ -74,5 +78,11 @@ impl From<PullError> for Status {
 impl From<RemoveError> for Status {
     fn from(error: RemoveError) -> Self {
         of(Code::Internal, &error)
+    }
+}
+
+impl From<TooMany> for Status {
+    fn from(error: TooMany) -> Self {
+        of(Code::ResourceExhausted, &error)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use bulkhead_proto::{agent, cri};
+use bulkhead_proto::cri;
 
-use crate::container::{self, ContainerRecord, ContainerState};
-use crate::node::Node;
+use crate::container::record::Identity;
+use crate::container::{ContainerRecord, ContainerState};
 use crate::sandbox::{SandboxRecord, SandboxState};
 
 pub(super) fn sandbox_state(state: SandboxState) -> i32 {
@@ -62,6 +62,7 @@ pub(super) fn sandbox_info(record: &SandboxRecord) -> HashMap<String, String> {
         "network": record.network,
         "netns": record.netns(),
         "runtimeHandler": record.runtime_handler,
+        "handler": record.handler,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }
@@ -112,6 +113,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
             linux: config.linux.clone().and_then(|linux| linux.resources),
             ..Default::default()
         }),
+        user: record.identity.as_ref().map(user),
         stop_signal: config.stop_signal,
         ..Default::default()
     };
@@ -129,6 +131,15 @@ pub(super) fn container_status(record: &ContainerRecord) -> cri::ContainerStatus
     status
 }
 
+fn user(identity: &Identity) -> cri::ContainerUser {
+    let linux = cri::LinuxContainerUser {
+        uid: identity.uid.into(),
+        gid: identity.gid.into(),
+        supplemental_groups: identity.groups.iter().map(|group| i64::from(*group)).collect(),
+    };
+    cri::ContainerUser { linux: Some(linux) }
+}
+
 /// `crictl inspect` shows this.
 pub(super) fn container_info(record: &ContainerRecord) -> HashMap<String, String> {
     let info = serde_json::json!({
@@ -142,101 +153,4 @@ pub(super) fn container_info(record: &ContainerRecord) -> HashMap<String, String
 /// Every pair of the selector stands among the labels.
 pub(super) fn selected(labels: &HashMap<String, String>, selector: &HashMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
-
-fn value(value: u64) -> Option<cri::UInt64Value> {
-    Some(cri::UInt64Value { value })
-}
-
-fn cpu(figures: &agent::CgroupStats) -> cri::CpuUsage {
-    cri::CpuUsage {
-        timestamp: figures.timestamp_ns,
-        usage_core_nano_seconds: value(figures.cpu_usage_ns),
-        ..Default::default()
-    }
-}
-
-fn memory(figures: &agent::CgroupStats) -> cri::MemoryUsage {
-    let limit = figures.memory_limit_bytes;
-    cri::MemoryUsage {
-        timestamp: figures.timestamp_ns,
-        working_set_bytes: value(figures.memory_working_set_bytes),
-        available_bytes: if limit == 0 { None } else { value(limit.saturating_sub(figures.memory_working_set_bytes)) },
-        usage_bytes: value(figures.memory_usage_bytes),
-        rss_bytes: value(figures.memory_rss_bytes),
-        page_faults: value(figures.memory_page_faults),
-        major_page_faults: value(figures.memory_major_page_faults),
-        psi: None,
-    }
-}
-
-pub(super) fn container_stats(
-    node: &Node,
-    record: &ContainerRecord,
-    figures: Option<&agent::ContainerStats>,
-) -> cri::ContainerStats {
-    let cgroup = figures.and_then(|figures| figures.cgroup.as_ref());
-    cri::ContainerStats {
-        attributes: Some(cri::ContainerAttributes {
-            id: record.id.clone(),
-            metadata: Some(record.metadata()),
-            labels: record.config.labels.clone(),
-            annotations: record.config.annotations.clone(),
-        }),
-        cpu: cgroup.map(cpu),
-        memory: cgroup.map(memory),
-        writable_layer: figures.zip(cgroup).map(|(figures, cgroup)| cri::FilesystemUsage {
-            timestamp: cgroup.timestamp_ns,
-            fs_id: Some(cri::FilesystemIdentifier { mountpoint: node.config.daemon.root.display().to_string() }),
-            used_bytes: value(figures.rootfs_used_bytes),
-            inodes_used: value(figures.rootfs_used_inodes),
-        }),
-        swap: cgroup.map(|cgroup| cri::SwapUsage {
-            timestamp: cgroup.timestamp_ns,
-            swap_usage_bytes: value(cgroup.swap_usage_bytes),
-            ..Default::default()
-        }),
-        io: None,
-    }
-}
-
-pub(super) fn sandbox_stats(
-    node: &Node,
-    record: &SandboxRecord,
-    figures: &agent::StatsResponse,
-) -> cri::PodSandboxStats {
-    let pod = figures.pod.as_ref();
-    let timestamp = pod.map_or(0, |pod| pod.timestamp_ns);
-    let mut interfaces = figures.interfaces.iter().map(|interface| cri::NetworkInterfaceUsage {
-        name: interface.name.clone(),
-        rx_bytes: value(interface.rx_bytes),
-        rx_errors: value(interface.rx_errors),
-        tx_bytes: value(interface.tx_bytes),
-        tx_errors: value(interface.tx_errors),
-    });
-    let containers = container::of_sandbox(node, &record.id).into_iter().filter_map(|container| {
-        let figures = figures.containers.iter().find(|figures| figures.container_id == container.id)?;
-        Some(container_stats(node, &container.record.get(), Some(figures)))
-    });
-    cri::PodSandboxStats {
-        attributes: Some(cri::PodSandboxAttributes {
-            id: record.id.clone(),
-            metadata: Some(record.metadata()),
-            labels: record.config.labels.clone(),
-            annotations: record.config.annotations.clone(),
-        }),
-        linux: pod.map(|pod| cri::LinuxPodSandboxStats {
-            cpu: Some(cpu(pod)),
-            memory: Some(memory(pod)),
-            network: Some(cri::NetworkUsage {
-                timestamp,
-                default_interface: interfaces.next(),
-                interfaces: interfaces.collect(),
-            }),
-            process: Some(cri::ProcessUsage { timestamp, process_count: value(pod.pids_current) }),
-            containers: containers.collect(),
-            io: None,
-        }),
-        windows: None,
-    }
 }

@@ -6,20 +6,28 @@ use bulkhead_proto::cri;
 use bulkhead_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{Nothing, not_built};
+use super::not_built;
+use super::stream::Batches;
 use crate::node::Node;
 
+mod attach;
 mod container_stats;
 mod container_status;
 mod convert;
 mod create_container;
+mod exec;
 mod exec_sync;
+mod figures;
+mod get_container_events;
 mod list_container_stats;
 mod list_containers;
+mod list_metric_descriptors;
 mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod port_forward;
 mod remove_container;
 mod remove_pod_sandbox;
 mod reopen_container_log;
@@ -29,7 +37,13 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod stream_container_stats;
+mod stream_containers;
+mod stream_pod_sandbox_metrics;
+mod stream_pod_sandbox_stats;
+mod stream_pod_sandboxes;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 
@@ -51,12 +65,12 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
-    type StreamPodSandboxesStream = Nothing<cri::StreamPodSandboxesResponse>;
-    type StreamContainersStream = Nothing<cri::StreamContainersResponse>;
-    type StreamContainerStatsStream = Nothing<cri::StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Nothing<cri::StreamPodSandboxStatsResponse>;
-    type StreamPodSandboxMetricsStream = Nothing<cri::StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Nothing<cri::ContainerEventResponse>;
+    type StreamPodSandboxesStream = Batches<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Batches<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = Batches<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Batches<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Batches<cri::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = get_container_events::EventStream;
 
     async fn version(&self, request: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
         version::version(&self.node, request.into_inner()).await.map(Response::new)
@@ -196,16 +210,16 @@ impl RuntimeService for Runtime {
         runtime_config::runtime_config(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        not_built("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        exec::exec(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        not_built("Attach")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        attach::attach(&self.node, request.into_inner()).await.map(Response::new)
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        not_built("PortForward")
+    async fn port_forward(&self, request: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        port_forward::port_forward(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn checkpoint_container(
@@ -225,61 +239,68 @@ impl RuntimeService for Runtime {
 
     async fn list_metric_descriptors(
         &self,
-        _: Request<cri::ListMetricDescriptorsRequest>,
+        request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        not_built("ListMetricDescriptors")
+        Ok(Response::new(list_metric_descriptors::list_metric_descriptors(request.into_inner())))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
-        _: Request<cri::ListPodSandboxMetricsRequest>,
+        request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        not_built("ListPodSandboxMetrics")
+        list_pod_sandbox_metrics::list_pod_sandbox_metrics(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        not_built("UpdatePodSandboxResources")
+        update_pod_sandbox_resources::update_pod_sandbox_resources(&self.node, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_built("StreamPodSandboxes")
+        stream_pod_sandboxes::stream_pod_sandboxes(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        not_built("StreamContainers")
+        stream_containers::stream_containers(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_built("StreamContainerStats")
+        stream_container_stats::stream_container_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_built("StreamPodSandboxStats")
+        stream_pod_sandbox_stats::stream_pod_sandbox_stats(&self.node, request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
-        _: Request<cri::StreamPodSandboxMetricsRequest>,
+        request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        not_built("StreamPodSandboxMetrics")
+        stream_pod_sandbox_metrics::stream_pod_sandbox_metrics(&self.node, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
-    async fn get_container_events(&self, _: Request<cri::GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        not_built("GetContainerEvents")
+    async fn get_container_events(
+        &self,
+        request: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        get_container_events::get_container_events(&self.node, request.into_inner()).map(Response::new)
     }
 }
