@@ -7,8 +7,11 @@ use serde::Serialize;
 use crate::serial::Serial;
 use crate::store::{Kind, Store, StoreError};
 
+/// Told of every change once it is durable and visible: what was, and what is now (`None`: forgotten). Called in the
+/// changes' order; it must not wait.
+pub type Observer<R> = Arc<dyn Fn(&Arc<R>, Option<&Arc<R>>) + Send + Sync>;
+
 /// One object's record. Readers get the last durable version without waiting; writers queue.
-#[derive(Debug)]
 pub struct Journaled<R> {
     kind: Kind,
     id: String,
@@ -16,6 +19,13 @@ pub struct Journaled<R> {
     changed: tokio::sync::watch::Sender<()>,
     writers: Serial,
     store: Store,
+    observer: Option<Observer<R>>,
+}
+
+impl<R: std::fmt::Debug> std::fmt::Debug for Journaled<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journaled").field("id", &self.id).field("current", &self.current).finish_non_exhaustive()
+    }
 }
 
 impl<R: Serialize + Clone + Send + Sync + 'static> Journaled<R> {
@@ -29,7 +39,14 @@ impl<R: Serialize + Clone + Send + Sync + 'static> Journaled<R> {
             changed: tokio::sync::watch::Sender::new(()),
             writers: Serial::new(),
             store,
+            observer: None,
         }
+    }
+
+    /// Tells `observer` of every change from now on.
+    #[must_use]
+    pub fn observed(self, observer: Observer<R>) -> Self {
+        Self { observer: Some(observer), ..self }
     }
 
     /// Writes a new object's first record.
@@ -52,12 +69,17 @@ impl<R: Serialize + Clone + Send + Sync + 'static> Journaled<R> {
         F: FnOnce(&mut R) -> Result<(), E> + Send + 'static,
     {
         let (current, store, id, kind) = (self.current.clone(), self.store.clone(), self.id.clone(), self.kind);
+        let observer = self.observer.clone();
         let changed = self.writers.run(async move {
-            let mut record = (*read(&current)).clone();
+            let before = read(&current);
+            let mut record = (*before).clone();
             change(&mut record)?;
             store.put(kind, &id, &record).await?;
             let record = Arc::new(record);
             *current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = record.clone();
+            if let Some(observer) = observer {
+                observer(&before, Some(&record));
+            }
             Ok::<_, E>(record)
         });
         let record = changed
@@ -69,7 +91,11 @@ impl<R: Serialize + Clone + Send + Sync + 'static> Journaled<R> {
 
     /// Removes the record from the journal. Idempotent.
     pub async fn forget(&self) -> Result<(), StoreError> {
-        self.store.delete(self.kind, &self.id).await
+        self.store.delete(self.kind, &self.id).await?;
+        if let Some(observer) = &self.observer {
+            observer(&self.get(), None);
+        }
+        Ok(())
     }
 
     /// Returns once `condition` holds for the current version.
@@ -112,5 +138,26 @@ mod tests {
         });
         assert!(refused.await.is_err());
         assert_eq!(*record.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_observer_is_told_of_what_was_done_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s.redb")).unwrap();
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = seen.clone();
+        let observer =
+            move |was: &Arc<u32>, is: Option<&Arc<u32>>| told.lock().unwrap().push((**was, is.map(|is| **is)));
+        let record = Journaled::create(store, Kind::Sandbox, "a", 1u32).await.unwrap().observed(Arc::new(observer));
+        let set = |value: u32| {
+            record.change(move |n| {
+                *n = value;
+                if value == 9 { Err(StoreError::Interrupted { kind: Kind::Sandbox, id: "a".into() }) } else { Ok(()) }
+            })
+        };
+        set(2).await.unwrap();
+        set(9).await.unwrap_err();
+        record.forget().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [(1, Some(2)), (2, None)]);
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! * [`cri`]: the verbs: validate, call the domain, convert.
 //! * [`sandbox`], [`container`], [`image`]: the domain; state machines over a durable journal.
+//! * [`streaming`]: the server of exec, attach and port-forward.
 //! * [`sandboxer`]: the per-pod process that carries a VM; [`guest`]: the agent inside it; [`network`]: CNI and taps.
+//! * [`events`], [`metrics`]: what happens and what is measured, for whoever watches.
 //! * [`store`], [`journaled`], [`serial`], [`creations`]: how state is kept and changed; [`blocking`]: paths of other
 //!   people; [`sys`]: the unsafe index.
 //! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type.
@@ -14,15 +16,18 @@ pub mod config;
 pub mod container;
 pub mod creations;
 pub mod cri;
+pub mod events;
 pub mod guest;
 pub mod image;
 pub mod journaled;
+pub mod metrics;
 pub mod network;
 pub mod node;
 pub mod sandbox;
 pub mod sandboxer;
 pub mod serial;
 pub mod store;
+pub mod streaming;
 pub mod sys;
 
 /// An error and its causes in one line: what was tried, why it failed.

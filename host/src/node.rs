@@ -7,11 +7,14 @@ use std::sync::{Arc, RwLock};
 use crate::config::Config;
 use crate::container::{Container, ContainerError};
 use crate::creations::Creations;
+use crate::events::Events;
 use crate::image::Images;
 use crate::network::PodNetwork;
+use crate::sandbox::users::Users;
 use crate::sandbox::{Sandbox, SandboxError, scratch::ScratchTemplate};
 use crate::sandboxer::monitor::HostAbilities;
 use crate::store::Store;
+use crate::streaming::Endpoint;
 use crate::sys::cgroup::Hierarchy;
 
 /// One node: shared by all verbs. Its maps are locked for look-ups only.
@@ -29,14 +32,22 @@ pub struct Node {
     pub abilities: HostAbilities,
     /// What scratch drives are copied from.
     pub scratch: ScratchTemplate,
+    /// Makes the URLs of exec, attach and port-forward.
+    pub streaming: Endpoint,
     /// The cgroup v2 hierarchy, if the host has one.
     pub cgroups: Option<Hierarchy>,
     /// `bulkhead-vmm`.
     pub vmm: PathBuf,
     /// `bulkhead-fs`.
     pub file_server: PathBuf,
+    /// User ids of jails that are in use.
+    pub users: Users,
     /// Of this boot of the host; a record of another boot describes nothing that still runs.
     pub boot_id: String,
+    /// The file system of writable layers, named as the image store's when both are one.
+    pub container_file_system: PathBuf,
+    /// Who listens to what happens.
+    pub events: Events,
     /// Sandboxes by id.
     pub sandboxes: Registry<Sandbox>,
     /// Containers by id.

@@ -29,6 +29,8 @@ pub enum GuestError {
     Broken { request: &'static str, source: ttrpc::Error },
     #[error("the agent's answer to {request} makes no sense: {detail}")]
     Protocol { request: &'static str, detail: String },
+    #[error("the agent says: {0}")]
+    Stream(String),
 }
 
 impl GuestError {
@@ -118,10 +120,14 @@ requests! {
     remove_container(agent::RemoveContainerRequest) -> agent::RemoveContainerResponse, "remove the container";
     /// Changes its limits.
     update_container(agent::UpdateContainerRequest) -> agent::UpdateContainerResponse, "update the container";
+    /// Takes CPUs of the guest online or offline.
+    set_cpus(agent::SetCpusRequest) -> agent::SetCpusResponse, "change its CPUs";
     /// Starts one more process.
     exec_process(agent::ExecProcessRequest) -> agent::ExecProcessResponse, "execute the command";
     /// Sends a signal.
     signal_process(agent::SignalProcessRequest) -> agent::SignalProcessResponse, "signal the process";
+    /// Tells a process's terminal its size.
+    resize_terminal(agent::ResizeTerminalRequest) -> agent::ResizeTerminalResponse, "resize the terminal";
     /// Forgets an exec'd process.
     remove_process(agent::RemoveProcessRequest) -> agent::RemoveProcessResponse, "forget the process";
     /// Resource use.

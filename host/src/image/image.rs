@@ -98,15 +98,19 @@ pub enum ImageUser {
 }
 
 impl ImageRuntimeConfig {
-    /// The user without its group; none when the image sets none.
+    /// The user without its group; none when the image sets none. A number is what the agent takes for one: digits, at
+    /// most `i32::MAX`; one above it is told as a name, which nobody takes for a user other than root.
     #[must_use]
     pub fn image_user(&self) -> Option<ImageUser> {
         let user = self.user.split(':').next().unwrap_or_default();
-        match (user.is_empty(), user.parse::<u32>()) {
-            (true, _) => None,
-            (false, Ok(uid)) => Some(ImageUser::Uid(i64::from(uid))),
-            (false, Err(_)) => Some(ImageUser::Name(user.to_owned())),
+        if user.is_empty() {
+            return None;
         }
+        let digits = user.bytes().all(|byte| byte.is_ascii_digit());
+        Some(match user.parse::<i32>() {
+            Ok(uid) if digits => ImageUser::Uid(i64::from(uid)),
+            _ => ImageUser::Name(user.to_owned()),
+        })
     }
 }
 
@@ -184,5 +188,9 @@ mod tests {
         assert_eq!(user("0"), Some(ImageUser::Uid(0)));
         assert_eq!(user("www:data"), Some(ImageUser::Name("www".into())));
         assert_eq!(user(":5"), None);
+        assert_eq!(user("2147483647"), Some(ImageUser::Uid(i64::from(i32::MAX))));
+        for name in ["2147483648", "4294967295", "-1", "+5"] {
+            assert_eq!(user(name), Some(ImageUser::Name(name.into())));
+        }
     }
 }

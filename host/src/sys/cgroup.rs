@@ -138,6 +138,13 @@ impl Cgroup {
         &self.path
     }
 
+    /// How many of its own processes the kernel has killed for memory; 0 without a memory controller.
+    #[must_use]
+    pub fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.path.join("memory.events.local")).unwrap_or_default();
+        bulkhead_proto::figures::key(&events, "oom_kill").unwrap_or(0)
+    }
+
     /// Moves a process in, with all its threads.
     ///
     /// # Errors
@@ -145,6 +152,16 @@ impl Cgroup {
     pub fn add_process(&self, pid: i32) -> Result<(), CgroupError> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
             .map_err(|source| self.failed("move a process into", source))
+    }
+
+    /// memory.max: bytes, or `None` inside for "max"; `None` when there is no such cgroup or no memory controller in it.
+    #[must_use]
+    pub fn memory_max(&self) -> Option<Option<u64>> {
+        let text = fs::read_to_string(self.path.join("memory.max")).ok()?;
+        match text.trim() {
+            "max" => Some(None),
+            bytes => bytes.parse().ok().map(Some),
+        }
     }
 
     /// Sends SIGKILL to every process in it and below. A cgroup that is gone is success.
@@ -156,6 +173,21 @@ impl Cgroup {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("kill the processes of", e)),
             _ => Ok(()),
         }
+    }
+
+    /// Processes that the kernel has killed for memory (`oom_kill` of memory.events).
+    ///
+    /// # Errors
+    /// When the cgroup is gone or has no memory controller.
+    pub fn memory_kills(&self) -> Result<u64, CgroupError> {
+        let read = fs::read_to_string(self.path.join("memory.events"));
+        let text = read.map_err(|source| CgroupError::Io {
+            action: "read the memory events of",
+            path: self.path.clone(),
+            source,
+        })?;
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(count.and_then(|count| count.trim().parse().ok()).unwrap_or(0))
     }
 
     /// Kills what is in it, waits at most `limit` for the end of the processes, and removes it with every cgroup below.
@@ -243,6 +275,17 @@ mod tests {
             assert!(hierarchy.cgroup(Path::new(name)).is_err(), "{name}");
         }
         assert_eq!(hierarchy.cgroup(Path::new("a/b")).unwrap().path(), Path::new("/nowhere/a/b"));
+    }
+
+    #[test]
+    fn kills_for_memory_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let hierarchy = Hierarchy { root: root.path().into(), controllers: vec![], hybrid: false };
+        let pod = hierarchy.create(Path::new("pod")).unwrap();
+        assert_eq!(pod.oom_kills(), 0);
+        fs::write(pod.path().join("memory.events.local"), "low 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n")
+            .unwrap();
+        assert_eq!(pod.oom_kills(), 1);
     }
 
     #[test]

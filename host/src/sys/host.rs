@@ -12,6 +12,12 @@ pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
+/// CPUs that this process may use.
+#[must_use]
+pub fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
 /// Finds an executable: a name with a slash is taken as it is, else looked up in `PATH` and the system's sbin directories.
 #[must_use]
 pub fn find_program(name: &Path) -> Option<PathBuf> {

@@ -7,13 +7,14 @@
 //! * [`descriptors`]: descriptors over unix sockets.
 //! * [`process`]: processes by pidfd (unsafe: registration with tokio).
 //! * [`lock`]: one daemon per root directory.
-//! * [`cgroup`]: a pod's cgroup in the v2 hierarchy.
+//! * [`cgroup`]: a pod's cgroup in the v2 hierarchy. * [`memory`]: what a process holds.
 //! * [`host`]: facts of this boot. * [`tsc`]: the processor's clock (unsafe: RDTSC).
 
 pub mod cgroup;
 pub mod descriptors;
 pub mod host;
 pub mod lock;
+pub mod memory;
 pub mod mounts;
 pub mod netns;
 pub mod process;

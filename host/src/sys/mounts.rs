@@ -64,6 +64,36 @@ pub fn clone_tree(path: &Path, access: Access) -> Result<OwnedFd, MountError> {
     Ok(tree)
 }
 
+/// Whether the mount that `path` (without symbolic links) lies on is in a peer group, so that what is mounted in a clone
+/// of it appears here too.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn is_shared(path: &Path) -> io::Result<bool> {
+    Ok(shared_in(&std::fs::read_to_string("/proc/self/mountinfo")?, path))
+}
+
+fn shared_in(mountinfo: &str, path: &Path) -> bool {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let point = unescape(fields.nth(4)?);
+        let mut options = fields.skip(1).take_while(|field| *field != "-");
+        Some((point, options.any(|field| field.starts_with("shared:"))))
+    });
+    // Later lines lie on top of earlier ones.
+    let below = mounts.filter(|(point, _)| path.starts_with(point));
+    below.max_by_key(|(point, _)| point.components().count()).is_some_and(|(_, shared)| shared)
+}
+
+/// The kernel writes blanks, tabs, newlines and backslashes as `\\OOO`.
+fn unescape(field: &str) -> PathBuf {
+    let mut text = field.to_owned();
+    for (octal, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(octal, plain);
+    }
+    text.into()
+}
+
 fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -88,6 +118,19 @@ mod tests {
     use super::*;
     use rustix::fs::{Mode, OFlags, StatVfsMountFlags, fstatvfs, openat};
     use rustix::mount::{UnmountFlags, mount, unmount};
+
+    #[test]
+    fn peer_groups_are_read_from_the_kernels_table() {
+        let table = "1 0 8:1 / / rw shared:1 - ext4 /dev/sda rw\n\
+                     2 1 0:5 / /mnt/a\\040b rw,nosuid - tmpfs x rw\n\
+                     3 1 0:6 / /var rw master:2 shared:9 - tmpfs x rw\n\
+                     4 1 0:7 / /run rw master:2 - tmpfs x rw\n";
+        for (path, shared) in
+            [("/etc", true), ("/mnt/a b/c", false), ("/var/lib", true), ("/run", false), ("/runs", true)]
+        {
+            assert_eq!(shared_in(table, Path::new(path)), shared, "{path}");
+        }
+    }
 
     struct Mounted(PathBuf);
     impl Drop for Mounted {
