@@ -75,9 +75,17 @@ pub fn run<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A], limit: 
 /// # Errors
 /// As [`run`].
 pub fn run_command(command: &mut Command, limit: Duration) -> Result<Output> {
+    run_with_input(command, Stdio::null(), limit)
+}
+
+/// As [`run_command`], with something to read on standard input.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_input(command: &mut Command, input: impl Into<Stdio>, limit: Duration) -> Result<Output> {
     let line = describe(command);
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

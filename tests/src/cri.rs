@@ -62,6 +62,45 @@ macro_rules! verbs {
     };
 }
 
+macro_rules! lists {
+    ($($(#[$doc:meta])* $service:ident.$verb:ident($request:ident) -> $response:ident;)*) => {
+        impl Cri {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// The daemon's status.
+                pub fn $verb(&self, request: cri::$request) -> Result<Vec<cri::$response>, CallError> {
+                    let mut client = self.$service.clone();
+                    self.call(stringify!($verb), LIMIT, async move {
+                        let mut stream = client.$verb(request).await?.into_inner();
+                        let mut all = Vec::new();
+                        while let Some(response) = stream.message().await? {
+                            all.push(response);
+                        }
+                        Ok(Response::new(all))
+                    })
+                }
+            )*
+        }
+    };
+}
+
+lists! {
+    /// StreamPodSandboxes: every response of the stream.
+    runtime.stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
+    /// StreamContainers: every response of the stream.
+    runtime.stream_containers(StreamContainersRequest) -> StreamContainersResponse;
+    /// StreamContainerStats: every response of the stream.
+    runtime.stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse;
+    /// StreamPodSandboxStats: every response of the stream.
+    runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+    /// StreamPodSandboxMetrics: every response of the stream.
+    runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+    /// StreamImages: every response of the stream.
+    image.stream_images(StreamImagesRequest) -> StreamImagesResponse;
+}
+
 verbs! {
     /// Version
     runtime.version(VersionRequest) -> VersionResponse;
@@ -79,6 +118,14 @@ verbs! {
     runtime.list_pod_sandbox(ListPodSandboxRequest) -> ListPodSandboxResponse;
     /// PodSandboxStats
     runtime.pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+    /// ListPodSandboxStats
+    runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
+    /// ListContainerStats
+    runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+    /// ListMetricDescriptors
+    runtime.list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+    /// ListPodSandboxMetrics
+    runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
     /// CreateContainer
     runtime.create_container(CreateContainerRequest) -> CreateContainerResponse;
     /// StartContainer
@@ -95,10 +142,17 @@ verbs! {
     runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     /// UpdateContainerResources
     runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+    runtime.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
     /// ReopenContainerLog
     runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     /// ExecSync
     runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
+    /// Exec
+    runtime.exec(ExecRequest) -> ExecResponse;
+    /// Attach
+    runtime.attach(AttachRequest) -> AttachResponse;
+    /// PortForward
+    runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
     /// RuntimeConfig
     runtime.runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
     /// CheckpointContainer
@@ -137,6 +191,14 @@ impl Cri {
         })
     }
 
+    pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        self.runtime.clone()
+    }
+
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.tokio.block_on(work)
+    }
+
     fn call<T>(
         &self,
         verb: &'static str,
@@ -150,6 +212,19 @@ impl Cri {
             Err(_) => Status::deadline_exceeded(format!("the harness gave up after {limit:?}")),
         };
         Err(CallError { verb, code: status.code(), message: status.message().to_owned() })
+    }
+
+    /// ExecSync of a caller that goes away after `limit`.
+    ///
+    /// # Errors
+    /// The daemon's status; DEADLINE_EXCEEDED when it had not answered.
+    pub fn exec_sync_within(
+        &self,
+        request: cri::ExecSyncRequest,
+        limit: Duration,
+    ) -> Result<cri::ExecSyncResponse, CallError> {
+        let mut client = self.runtime.clone();
+        self.call("exec_sync", limit, async move { client.exec_sync(request).await })
     }
 
     /// Pulls an image that is open to all; gives its reference.

@@ -78,9 +78,35 @@ impl Crictl {
     /// # Errors
     /// When it cannot be started or does not end; a failure of crictl is in the output.
     pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        command::run_command(&mut self.command(arguments), LIMIT)
+    }
+
+    /// Runs crictl with `input` to read.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Output> {
+        let path = self.directory.join("input");
+        fs::write(&path, input)?;
+        command::run_with_input(&mut self.command(arguments), fs::File::open(path)?, LIMIT)
+    }
+
+    /// The command line, not yet started.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(&self.config).args(arguments);
-        command::run_command(&mut command, LIMIT)
+        command
+    }
+
+    /// Starts a crictl that does not end by itself; what it says goes to `output`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, arguments: &[&str], output: fs::File) -> Result<std::process::Child> {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(&self.config).args(arguments).stdin(std::process::Stdio::null());
+        Ok(command.stderr(output.try_clone()?).stdout(output).spawn()?)
     }
 
     /// What a successful run printed, without white space around it.

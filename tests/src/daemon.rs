@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::cni::Network;
 use crate::command::{self, Output};
 use crate::cri::Cri;
-use crate::environment::Environment;
+use crate::environment::{Environment, Handler};
 use crate::wait;
 
 /// From start to the first answer; the first start also makes the scratch drive's template.
@@ -34,6 +34,10 @@ pub struct Settings {
     pub kernel: PathBuf,
     /// `guest.initramfs`
     pub initramfs: PathBuf,
+    /// `guest.agent`
+    pub agent: PathBuf,
+    /// `daemon.default_runtime`
+    pub handler: Handler,
     /// `network.conf_dir`
     pub conf_dir: PathBuf,
     /// `network.bin_dirs`
@@ -54,6 +58,8 @@ impl Settings {
             run: directory.join("run"),
             kernel: environment.kernel.clone(),
             initramfs: environment.initramfs.clone(),
+            agent: environment.agent.clone(),
+            handler: environment.handler,
             conf_dir: network.conf_dir.clone(),
             bin_dirs: network.bin_dirs.to_vec(),
             // A test of a broken registry should not wait as long as a node would.
@@ -77,13 +83,18 @@ impl Settings {
     /// The file's content.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { root, run, kernel, initramfs, conf_dir, bin_dirs, image, more, .. } = self;
-        let socket = self.socket();
+        let Self { root, run, kernel, initramfs, agent, conf_dir, bin_dirs, image, more, .. } = self;
+        let (socket, handler) = (self.socket(), self.handler.name());
+        let more_handlers = match self.handler {
+            Handler::Microvm => "[runtimes.microvm]\nsandboxer = \"microvm\"\n\n",
+            Handler::Qemu | Handler::Native => "",
+        };
         format!(
             "[daemon]\nroot = {root:?}\nrun = {run:?}\nsocket = {socket:?}\nlog = \"info,bulkhead=debug\"\n\
-             default_runtime = \"qemu\"\n\n\
-             [guest]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\n\n\
+             default_runtime = {handler:?}\n\n\
+             [guest]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\nagent = {agent:?}\n\n\
              [runtimes.qemu]\nsandboxer = \"qemu\"\naccelerator = \"auto\"\n\n\
+             [runtimes.native]\nsandboxer = \"native\"\n\n{more_handlers}\
              [network]\nconf_dir = {conf_dir:?}\nbin_dirs = {bin_dirs:?}\ntimeout_s = 5\n\n\
              [image]\nroot = {:?}\n{image}\n{more}",
             root.join("images")

@@ -1,7 +1,8 @@
 //! Where the artifacts under test are.
 //!
-//! `BULKHEAD_BIN` (or the directory `BULKHEAD_BIN_DIR`), `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_CRICTL`; what is
-//! not set is looked for in the build's target directory and in PATH.
+//! `BULKHEAD_BIN` (or the directory `BULKHEAD_BIN_DIR`), `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_CRICTL`,
+//! `BULKHEAD_CRITEST`; what is not set is looked for in the build's target directory and in PATH. `BULKHEAD_TEST_HANDLER` is
+//! the runtime handler of pods that name none.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,50 @@ pub struct Environment {
     pub kernel: PathBuf,
     /// The guest's initramfs.
     pub initramfs: PathBuf,
+    /// The agent as a program of the host.
+    pub agent: PathBuf,
     /// crictl, where there is one.
     pub crictl: Option<PathBuf>,
+    /// critest, where there is one.
+    pub critest: Option<PathBuf>,
+    /// The runtime handler under test.
+    pub handler: Handler,
+}
+
+/// A runtime handler, called like its sandboxer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handler {
+    /// VMs in QEMU.
+    Qemu,
+    /// VMs in our own monitor.
+    Microvm,
+    /// The host's own kernel.
+    Native,
+}
+
+impl Handler {
+    /// Its name in configurations.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Microvm => "microvm",
+            Self::Native => "native",
+        }
+    }
+
+    /// Whether its pods are VMs.
+    #[must_use]
+    pub fn is_machine(self) -> bool {
+        self != Self::Native
+    }
+
+    fn from_environment() -> Result<Self, Skipped> {
+        let Some(name) = env::var_os("BULKHEAD_TEST_HANDLER") else { return Ok(Self::Qemu) };
+        let known = [Self::Qemu, Self::Microvm, Self::Native];
+        let found = known.into_iter().find(|handler| name == handler.name());
+        found.ok_or_else(|| Skipped(format!("BULKHEAD_TEST_HANDLER is {name:?}, not qemu, microvm or native")))
+    }
 }
 
 impl Environment {
@@ -43,24 +86,54 @@ impl Environment {
             bulkhead,
             kernel: guest("BULKHEAD_KERNEL", "vmlinux"),
             initramfs: guest("BULKHEAD_INITRAMFS", "initramfs"),
+            agent: agent(),
             crictl: crictl(),
+            critest: env::var_os("BULKHEAD_CRITEST").map(PathBuf::from).filter(|path| path.exists()),
+            handler: Handler::from_environment()?,
         };
         let directory = found.bulkhead.parent().unwrap_or(Path::new("/")).to_owned();
         needed(&found.bulkhead, "make build")?;
         needed(&directory.join("bulkhead-vmm"), "make build")?;
-        needed(&found.kernel, "make guest")?;
-        needed(&found.initramfs, "make guest")?;
-        for (program, package) in [
-            ("qemu-system-x86_64", "qemu-system-x86"),
-            ("docker-registry", "docker-registry"),
-            ("ip", "iproute2"),
-            ("setpriv", "util-linux"),
-        ] {
+        if found.handler == Handler::Qemu && in_path("qemu-system-x86_64").is_none() {
+            return Err(Skipped::because("qemu-system-x86_64 is not in PATH (package qemu-system-x86)"));
+        }
+        if found.handler.is_machine() {
+            needed(&found.kernel, "make guest")?;
+            needed(&found.initramfs, "make guest")?;
+        } else {
+            needed(&found.agent, "make guest")?;
+        }
+        for (program, package) in
+            [("docker-registry", "docker-registry"), ("ip", "iproute2"), ("setpriv", "util-linux")]
+        {
             if in_path(program).is_none() {
                 return Err(Skipped(format!("{program} is not in PATH (package {package})")));
             }
         }
         Ok(found)
+    }
+
+    /// Leaves a case that makes sense in VMs only.
+    ///
+    /// # Errors
+    /// [`Skipped`] with `why` when the handler under test has none.
+    pub fn needs_machine(&self, why: &str) -> Result<(), Skipped> {
+        if self.handler.is_machine() { Ok(()) } else { Err(Skipped::because(why)) }
+    }
+
+    /// Leaves a case about limits of a pod on a host that has no cgroup v2 controller for them.
+    ///
+    /// # Errors
+    /// [`Skipped`] when the host lacks one and the handler under test has no kernel of its own.
+    pub fn needs_controllers(&self, controllers: &[&str]) -> Result<(), Skipped> {
+        let offered = crate::leaks::host::cgroup_controllers();
+        let absent = controllers.iter().find(|controller| !offered.iter().any(|offer| offer == *controller));
+        match absent {
+            Some(absent) if !self.handler.is_machine() => {
+                Err(Skipped(format!("this host's cgroup v2 has no controller {absent} (cgroup v1 may hold it)")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// crictl, or why what needs it is skipped.
@@ -79,6 +152,13 @@ fn needed(path: &Path, maker: &str) -> Result<(), Skipped> {
         return Ok(());
     }
     Err(Skipped(format!("{} does not exist (`{maker}` makes it)", path.display())))
+}
+
+/// Built with a target of its own, whose directory does not depend on the profile.
+fn agent() -> PathBuf {
+    let target = profile_directory().parent().unwrap_or(Path::new("/")).to_owned();
+    let built = target.join("x86_64-unknown-linux-gnu/agent/bulkhead-agent");
+    env::var_os("BULKHEAD_AGENT").map_or(built, PathBuf::from)
 }
 
 fn crictl() -> Option<PathBuf> {

@@ -159,17 +159,24 @@ impl Fixture {
     }
 }
 
-impl SuiteFixture for Fixture {
-    fn start(environment: &Environment) -> Result<Self> {
+impl Fixture {
+    /// Starts one whose registry is filled, and whose settings are changed, by `prepare`.
+    ///
+    /// # Errors
+    /// As [`SuiteFixture::start`].
+    pub fn start_with(
+        environment: &Environment,
+        prepare: impl FnOnce(&Registry, &mut Settings) -> Result<()>,
+    ) -> Result<Self> {
         sweep::sweep_abandoned()?;
         let directory = tempfile::Builder::new().prefix(sweep::PREFIX).tempdir()?;
         let cgroup = format!("/bulkhead-tests-{}", process::id());
         fs::write(directory.path().join(sweep::OWNER), process::id().to_string())?;
         fs::write(directory.path().join("cgroup"), &cgroup)?;
         let registry = Registry::start(&make(directory.path(), "registry")?)?;
-        Catalogue::new(&busybox::find()?)?.push(&registry.target())?;
         let network = Network::create(directory.path())?;
-        let settings = Settings::new(environment, &network, directory.path());
+        let mut settings = Settings::new(environment, &network, directory.path());
+        prepare(&registry, &mut settings)?;
         let daemon = Daemon::start(environment, settings)?;
         let mut fixture = Self {
             environment: environment.clone(),
@@ -185,6 +192,13 @@ impl SuiteFixture for Fixture {
         };
         fixture.before = Snapshot::take(&fixture.scope(), fixture.daemon.pid());
         Ok(fixture)
+    }
+}
+
+impl SuiteFixture for Fixture {
+    fn start(environment: &Environment) -> Result<Self> {
+        let busybox = busybox::find()?;
+        Self::start_with(environment, |registry, _| Catalogue::new(&busybox)?.push(&registry.target()))
     }
 
     fn after_case(&mut self, failed: bool) -> Result<()> {

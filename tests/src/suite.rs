@@ -5,12 +5,14 @@
 
 use std::any::Any;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
-use std::time::Instant;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::command;
 use crate::environment::Environment;
 
 /// Why a case did not run. As an error of a case it makes that case skipped.
@@ -71,6 +73,33 @@ macro_rules! suite {
             $crate::suite::run::<$fixture>(&[$((stringify!($case), $case)),+])
         }
     };
+}
+
+/// Set in a suite that [`in_own_network`] started.
+const OWN_NETWORK: &str = "BULKHEAD_TEST_OWN_NETWORK";
+
+/// Runs the cases in a network namespace of the suite's own, so that ports and packet filter rules are nobody else's.
+#[must_use]
+pub fn in_own_network<F: SuiteFixture>(cases: &[Case<F>]) -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let listing = std::env::args().any(|argument| argument == "--list");
+    if listing || !rustix::process::geteuid().is_root() {
+        return run(cases);
+    }
+    if std::env::var_os(OWN_NETWORK).is_some() {
+        return match command::run("ip", &["link", "set", "lo", "up"], Duration::from_secs(10)) {
+            Ok(_) => run(cases),
+            Err(error) => fail(&error),
+        };
+    }
+    let program = arguments.next().unwrap_or_default();
+    let error = Command::new("unshare").arg("--net").arg(program).args(arguments).env(OWN_NETWORK, "1").exec();
+    fail(&anyhow::anyhow!("cannot start unshare (package util-linux): {error}"))
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    say(&format!("{error:#}"));
+    ExitCode::FAILURE
 }
 
 #[derive(Default)]

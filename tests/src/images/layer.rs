@@ -75,6 +75,14 @@ impl Layer {
         self.entry(path, EntryType::Symlink, 0o777, (0, 0), Some(target), &[])
     }
 
+    /// A further name of a file that is in the layer already.
+    ///
+    /// # Errors
+    /// As [`Self::directory`].
+    pub fn hard_link(self, path: &str, target: &str) -> Result<Self> {
+        self.entry(path, EntryType::Link, 0o755, (0, 0), Some(target), &[])
+    }
+
     /// Ends the stream.
     ///
     /// # Errors

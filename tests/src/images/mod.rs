@@ -4,6 +4,7 @@
 
 pub mod busybox;
 pub mod catalogue;
+pub mod critest;
 pub mod image;
 pub mod layer;
 pub mod push;

@@ -62,6 +62,13 @@ pub fn cgroup_root() -> Option<PathBuf> {
     })
 }
 
+/// Controllers of the cgroup v2 hierarchy.
+#[must_use]
+pub fn cgroup_controllers() -> Vec<String> {
+    let listed = cgroup_root().map(|root| read(root.join("cgroup.controllers"))).unwrap_or_default();
+    listed.split_whitespace().map(str::to_owned).collect()
+}
+
 /// The directory of a cgroup.
 #[must_use]
 pub fn cgroup_directory(cgroup: &str) -> Option<PathBuf> {

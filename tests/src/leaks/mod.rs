@@ -107,6 +107,7 @@ fn things(scope: &Scope) -> BTreeSet<String> {
     add("run file", host::files_below(&directory.join("run/sandboxes"), 1));
     add("root file", root_files(&directory.join("root")));
     add("nftables rule", rules(&scope.prefix));
+    add("nftables table", tables(&directory.join("root")));
     things
 }
 
@@ -122,6 +123,13 @@ fn rules(prefix: &str) -> Vec<String> {
     let Ok(listed) = command::run("nft", &["list", "ruleset"], Duration::from_secs(10)) else { return Vec::new() };
     let address = format!("{prefix}.");
     listed.stdout.lines().filter(|line| line.contains(&address)).map(|line| line.trim().to_owned()).collect()
+}
+
+/// Tables of host ports; a daemon writes its root directory into the comment.
+fn tables(root: &Path) -> Vec<String> {
+    let Ok(listed) = command::run("nft", &["list", "ruleset"], Duration::from_secs(10)) else { return Vec::new() };
+    let comment = format!("daemon in {}\"", root.display());
+    listed.stdout.lines().filter(|line| line.contains(&comment)).map(|line| line.trim().to_owned()).collect()
 }
 
 /// Name of a file below /sys or /proc, for messages.

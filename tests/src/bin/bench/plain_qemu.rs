@@ -123,7 +123,7 @@ fn entry(name: &str, mode: usize, content: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_tests::environment::{in_path, profile_directory};
+    use bulkhead_tests::environment::{Handler, in_path, profile_directory};
 
     #[test]
     fn the_small_init_ends_the_machine() -> Result<()> {
@@ -135,7 +135,15 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let initramfs = directory.path().join("pods-initramfs");
         fs::write(&initramfs, [])?;
-        let environment = Environment { bulkhead: PathBuf::new(), kernel, initramfs, crictl: None };
+        let environment = Environment {
+            bulkhead: PathBuf::new(),
+            kernel,
+            initramfs,
+            agent: PathBuf::new(),
+            crictl: None,
+            critest: None,
+            handler: Handler::Qemu,
+        };
         PlainQemu::new(&environment, directory.path())?.boot().map(drop)
     }
 }
