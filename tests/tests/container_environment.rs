@@ -228,6 +228,7 @@ fn hostname_hosts_and_resolver_are_the_pods(s: &mut Suite) -> Result<()> {
 }
 
 fn limits_are_seen_in_the_cgroup(s: &mut Suite) -> Result<()> {
+    s.f.environment.needs_controllers(&["memory", "cpu", "cpuset", "pids"])?;
     let limits = |r: &mut cri::LinuxContainerResources| {
         r.memory_limit_in_bytes = 64 << 20;
         r.cpu_quota = 50_000;
@@ -253,6 +254,7 @@ fn limits_are_seen_in_the_cgroup(s: &mut Suite) -> Result<()> {
 }
 
 fn memory_beyond_the_limit_is_an_oom_kill(s: &mut Suite) -> Result<()> {
+    s.f.environment.needs_controllers(&["memory"])?;
     let spec = s.f.shell("exec tail /dev/zero")?.resources(|r| r.memory_limit_in_bytes = 24 << 20);
     let outcome = s.once(&spec)?;
     ensure!(outcome.code == 137 && outcome.status.reason == "OOMKilled", "{outcome:?}");

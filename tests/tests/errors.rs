@@ -22,6 +22,8 @@ bulkhead_tests::suite!(
     an_unknown_handler,
     a_pod_without_a_name,
     a_namespace_of_the_host,
+    what_is_the_hosts_in_a_container,
+    an_annotation_that_is_not_allowed,
     an_image_that_was_not_pulled,
     a_command_that_is_not_in_the_image,
     a_container_without_a_pod,
@@ -36,6 +38,9 @@ bulkhead_tests::suite!(
     a_full_disk,
     a_client_without_a_daemon,
 );
+
+/// Why cases of a guest's kernel or initramfs do not run.
+const NO_GUEST: &str = "pods of this handler boot nothing";
 
 /// The message has every word.
 fn says(message: &str, words: &[&str]) -> Result<()> {
@@ -60,12 +65,52 @@ fn a_pod_without_a_name(f: &mut Fixture) -> Result<()> {
 }
 
 fn a_namespace_of_the_host(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine("pods of this handler are given the host's namespaces")?;
     let mut config = f.pod_config("host");
     let options = cri::NamespaceOption { network: cri::NamespaceMode::Node as i32, ..Default::default() };
     let context = cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
     config.linux.get_or_insert_default().security_context = Some(context);
     let error = Pod::run(f.cri(), config, "").err().context("it runs")?;
-    says(&error.message, &["namespace_options.network", "qemu"])
+    says(&error.message, &["namespace_options.network", f.environment.handler.name(), "handler \"native\" can"])
+}
+
+/// Devices, propagation and processes of the host, asked for by a container of a VM.
+fn what_is_the_hosts_in_a_container(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine("pods of this handler are given what is the host's")?;
+    let pod = f.pod("host-access")?;
+    let device =
+        cri::Device { host_path: "/dev/fuse".into(), container_path: "/dev/fuse".into(), permissions: "r".into() };
+    let of_node = cri::NamespaceOption { pid: cri::NamespaceMode::Node as i32, ..Default::default() };
+    let bidirectional = cri::Mount {
+        host_path: "/tmp".into(),
+        container_path: "/x".into(),
+        propagation: cri::MountPropagation::PropagationBidirectional as i32,
+        ..Default::default()
+    };
+    let plain = f.shell("true")?;
+    for (field, spec) in [
+        ("devices", plain.clone().with(|config| config.devices.push(device))),
+        ("namespace_options.pid", plain.clone().security(|context| context.namespace_options = Some(of_node))),
+        ("mount.propagation", plain.with(|config| config.mounts.push(bidirectional))),
+    ] {
+        let error = pod.create(&spec).err().context("it was created")?;
+        says(&error.message, &[field, "a VM cannot give", "handler \"native\" can"])?;
+    }
+    Ok(())
+}
+
+/// Annotations of ours change a handler's options only where the handler allows it; the handler's names are told.
+fn an_annotation_that_is_not_allowed(f: &mut Fixture) -> Result<()> {
+    let mut config = f.pod_config("annotated");
+    config.annotations.insert("bulkhead.dev/memory-mib".into(), "512".into());
+    let error = Pod::run(f.cri(), config, "").err().context("it runs")?;
+    says(&error.message, &["bulkhead.dev/memory-mib", "not allowed", f.environment.handler.name()])?;
+    let status = f.cri().status(cri::StatusRequest::default())?;
+    let names: Vec<&str> = status.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
+    for name in ["", "qemu", "native"] {
+        ensure!(names.contains(&name), "{name:?} is not among {names:?}");
+    }
+    Ok(())
 }
 
 fn an_image_that_was_not_pulled(f: &mut Fixture) -> Result<()> {
@@ -132,7 +177,9 @@ fn an_unknown_key_in_the_configuration(f: &mut Fixture) -> Result<()> {
 fn a_default_handler_that_is_not_configured(f: &mut Fixture) -> Result<()> {
     let settings = other(f, "default-handler");
     settings.write()?;
-    let text = settings.text().replace("default_runtime = \"qemu\"", "default_runtime = \"runc\"");
+    let text = settings
+        .text()
+        .replace(&format!("default_runtime = {:?}", f.environment.handler.name()), "default_runtime = \"runc\"");
     fs::write(settings.file(), text)?;
     let arguments = ["serve".to_owned(), "--config".to_owned(), settings.file().display().to_string()];
     let said = command::run(&f.environment.bulkhead, &arguments, Duration::from_secs(30))?.failure()?;
@@ -164,6 +211,7 @@ fn sandbox_refused(f: &Fixture, settings: Settings) -> Result<String> {
 }
 
 fn a_kernel_that_does_not_exist(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine(NO_GUEST)?;
     let settings = Settings { kernel: f.path("no-kernel/vmlinux"), ..other(f, "no-kernel") };
     fs::create_dir_all(f.path("no-kernel"))?;
     settings.write()?;
@@ -177,6 +225,7 @@ fn a_kernel_that_does_not_exist(f: &mut Fixture) -> Result<()> {
 }
 
 fn a_kernel_that_is_none(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine(NO_GUEST)?;
     let kernel = f.path("garbage-vmlinux");
     fs::write(&kernel, b"this is no kernel\n".repeat(5000))?;
     let message = sandbox_refused(f, Settings { kernel: kernel.clone(), ..other(f, "garbage-kernel") })?;
@@ -186,6 +235,7 @@ fn a_kernel_that_is_none(f: &mut Fixture) -> Result<()> {
 }
 
 fn a_guest_without_an_agent(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine(NO_GUEST)?;
     let initramfs = f.path("garbage-initramfs");
     fs::write(&initramfs, b"this is no archive\n".repeat(100))?;
     let message = sandbox_refused(f, Settings { initramfs, ..other(f, "garbage-initramfs-daemon") })?;

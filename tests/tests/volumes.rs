@@ -58,8 +58,10 @@ fn a_read_only_volume_cannot_be_written(f: &mut Fixture) -> Result<()> {
     fs::write(host.join("file"), "kept")?;
     let pod = f.pod("readonly")?;
     let script = "cat /data/file; echo x > /data/file; rm /data/file; mount -o remount,rw /data; touch /data/new; true";
+    // Who may mount on the host's kernel may remount, too; a guest's kernel is not asked.
+    let add_capabilities = if f.environment.handler.is_machine() { vec!["ALL".into()] } else { Vec::new() };
     let spec = f.shell(script)?.mount(&host, "/data", true).security(|c| {
-        c.capabilities = Some(cri::Capability { add_capabilities: vec!["ALL".into()], ..Default::default() });
+        c.capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
     });
     let outcome = pod.once(&spec)?;
     ensure!(outcome.stdout.starts_with("kept"), "{outcome:?}");
