@@ -16,5 +16,7 @@ environment() {
     tools=$("$repo/scripts/tools.sh")
     if [ -n "$tools" ]; then
         export BULKHEAD_CRICTL=$tools/crictl BULKHEAD_CRITEST=$tools/critest
+    elif command -v crictl >/dev/null; then
+        export BULKHEAD_CRICTL=$(command -v crictl)
     fi
 }

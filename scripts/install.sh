@@ -19,6 +19,7 @@ if [ "$prefix" != /usr ]; then
 [guest]
 kernel = "$prefix/lib/bulkhead/vmlinux"
 initramfs = "$prefix/lib/bulkhead/initramfs"
+agent = "$prefix/lib/bulkhead/bulkhead-agent"
 TOML
 fi
 say "install: below $into"

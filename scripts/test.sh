@@ -44,5 +44,8 @@ needed guest scripts/guest.sh
 needed build scripts/build.sh dev
 phase lint scripts/lint.sh || true
 phase units cargo test --workspace --exclude bulkhead-tests --no-fail-fast || true
-phase e2e scripts/e2e.sh || true
+phase fuzz scripts/fuzz.sh --short || true
+BULKHEAD_TEST_HANDLER=qemu phase e2e scripts/e2e.sh || true
+BULKHEAD_TEST_HANDLER=native phase e2e-native scripts/e2e.sh || true
+phase lab scripts/lab.sh || true
 finish
