@@ -7,16 +7,19 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
-use bulkhead_vmm::boot::{self, Payload};
+use bulkhead_vmm::boot::{self, Entry, Payload};
 use bulkhead_vmm::devices::block::{BlockConfig, BlockDevice, FlushPolicy, RawFile, VirtioBlock};
 use bulkhead_vmm::devices::console::VirtioConsole;
-use bulkhead_vmm::devices::virtio::VirtioDevice;
+use bulkhead_vmm::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use bulkhead_vmm::kvm::exits::ExitKind;
+use bulkhead_vmm::kvm::machine::Position;
 use bulkhead_vmm::kvm::{Builder, End, Machine};
 use bulkhead_vmm::monitor::microvm::kernel_arguments;
 use tokio::sync::mpsc::UnboundedReceiver;
+use vm_memory::{Bytes, GuestAddress};
 
 /// Emulated hosts are slow.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -219,6 +222,86 @@ fn a_paused_guest_does_nothing() {
     assert!(!guest.machine.is_running());
     guest.machine.resume();
     guest.words.wait("more ticks", |text| text.lines().count() > before + 3).unwrap();
+}
+
+/// A load across two devices' pages, which KVM reports in two pieces, with a pause between them.
+#[test]
+fn a_pause_loses_no_part_of_an_access() {
+    const CODE: u64 = 1 << 20;
+    const RESULT: u64 = 2 << 20;
+    let mut builder = match Builder::new(1, 64) {
+        Ok(builder) => builder,
+        Err(error) => return eprintln!("skipped: kvm_boot: {error}"),
+    };
+    let (loads, load) = mpsc::channel();
+    let (answer, answers) = mpsc::channel();
+    for device in [Stub { loads, answers: Mutex::new(answers) }, Stub::default()] {
+        builder.add_device(Box::new(device)).unwrap();
+    }
+    #[rustfmt::skip]
+    let code = [
+        0xa1, 0xfe, 0x0f, 0x00, 0xd0, // mov eax, [0xd0000ffe]
+        0xa3, 0x00, 0x00, 0x20, 0x00, // mov [RESULT], eax
+        0x66, 0xba, 0x04, 0x06, // mov dx, 0x604
+        0x66, 0xb8, 0x00, 0x20, // mov ax, 0x2000
+        0x66, 0xef, // out dx, ax
+        0xf4_u8, // hlt
+    ];
+    builder.ram().write_slice(&code, GuestAddress(CODE)).unwrap();
+    let ram = builder.ram().clone();
+    let (machine, ends) = builder.start(Entry { address: CODE, start_info: 0 }, Box::new(std::io::sink())).unwrap();
+    let mut guest = Guest { machine, ends, words: Words::default() };
+    guest.machine.resume();
+    let place = load.recv_timeout(LIMIT).unwrap();
+    assert_eq!(place, (0xefe, 2));
+    std::thread::scope(|scope| {
+        let pause = scope.spawn(|| guest.machine.pause());
+        while guest.machine.is_running() {
+            std::thread::yield_now();
+        }
+        answer.send(vec![0x11, 0x22]).unwrap();
+        assert!(pause.join().unwrap());
+    });
+    let loads = |position: &Position| position.exits.iter().find(|(kind, _)| *kind == ExitKind::MmioRead).unwrap().1;
+    assert_eq!(guest.machine.positions().iter().map(loads).sum::<u64>(), 2);
+    guest.machine.resume();
+    assert_eq!(guest.end(), End::PowerOff);
+    // The second piece is a register that only whole words are read from: zeros, not what the first one left behind.
+    assert_eq!(ram.read_obj::<u32>(GuestAddress(RESULT)).unwrap(), 0x2211);
+}
+
+/// Tells of loads from its configuration space, and answers when the test says what.
+#[derive(Debug)]
+struct Stub {
+    loads: mpsc::Sender<(usize, usize)>,
+    answers: Mutex<mpsc::Receiver<Vec<u8>>>,
+}
+
+impl Default for Stub {
+    fn default() -> Self {
+        Self { loads: mpsc::channel().0, answers: Mutex::new(mpsc::channel().1) }
+    }
+}
+
+impl VirtioDevice for Stub {
+    fn device_type(&self) -> u32 {
+        4
+    }
+    fn queue_sizes(&self) -> Vec<u16> {
+        Vec::new()
+    }
+    fn features(&self) -> u64 {
+        1 << 32
+    }
+    fn read_config(&self, offset: usize, len: usize) -> Vec<u8> {
+        self.loads.send((offset, len)).unwrap();
+        self.answers.lock().unwrap().recv_timeout(LIMIT).unwrap()
+    }
+    fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
+    fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    fn reset(&mut self) {}
 }
 
 fn a_drive_is_read() {

@@ -56,6 +56,16 @@ struct Vcpu {
     around: Surroundings,
 }
 
+/// What an entry into the guest came to.
+enum Entered {
+    /// It left again, and what it left for is done.
+    Served,
+    /// It is to look at the gate.
+    Interrupted,
+    /// It cannot go on.
+    End(End),
+}
+
 /// Starts the thread of processor `index`. It waits at the gate.
 ///
 /// # Errors
@@ -97,31 +107,44 @@ impl Vcpu {
     fn run(&mut self) {
         loop {
             if self.around.gate.is_closed() {
-                self.settle();
+                if let Some(end) = self.settle() {
+                    return self.finish(end);
+                }
                 if !self.around.gate.pass() {
                     return;
                 }
             }
-            if let Some(end) = self.enter() {
-                self.facts.exits.count(ExitKind::End);
-                // Without a receiver the machine is ending already.
-                let _ = self.around.ends.send(end);
-                self.note_position();
-                self.around.gate.wait_for_stop();
-                return;
+            if let Entered::End(end) = self.enter() {
+                return self.finish(end);
             }
         }
     }
 
-    /// Completes the access that the last exit was about, so that the registers are whole.
-    fn settle(&mut self) {
+    fn finish(&mut self, end: End) {
+        self.facts.exits.count(ExitKind::End);
+        // Without a receiver the machine is ending already.
+        let _ = self.around.ends.send(end);
+        self.note_position();
+        self.around.gate.wait_for_stop();
+    }
+
+    /// Completes the access that the last exit was about, so that the registers are whole. KVM reports an access that is
+    /// longer than 8 bytes or crosses a page in pieces: each entry takes in one, and may exit with the next.
+    fn settle(&mut self) -> Option<End> {
         self.fd.set_kvm_immediate_exit(1);
-        // Returns with EINTR, before any instruction of the guest.
-        let _ = self.fd.run();
+        let end = loop {
+            match self.enter() {
+                Entered::Served => {}
+                // Nothing is left of the access, and no other instruction of the guest has run.
+                Entered::Interrupted => break None,
+                Entered::End(end) => break Some(end),
+            }
+        };
         self.fd.set_kvm_immediate_exit(0);
         self.note_position();
         // Spares the guest's watchdog; a guest without a clock of KVM's has none to spare.
         let _ = self.fd.kvmclock_ctrl();
+        end
     }
 
     fn note_position(&self) {
@@ -130,7 +153,7 @@ impl Vcpu {
         }
     }
 
-    fn enter(&mut self) -> Option<End> {
+    fn enter(&mut self) -> Entered {
         let (facts, around) = (&self.facts, &self.around);
         let count = |kind| facts.exits.count(kind);
         match self.fd.run() {
@@ -149,29 +172,34 @@ impl Vcpu {
             Ok(VcpuExit::IoOut(port, data)) => {
                 count(ExitKind::PortWrite);
                 return match around.ports.write(port, data) {
-                    Wish::None => None,
-                    Wish::Reset => Some(End::Reset),
-                    Wish::PowerOff => Some(End::PowerOff),
+                    Wish::None => Entered::Served,
+                    Wish::Reset => Entered::End(End::Reset),
+                    Wish::PowerOff => Entered::End(End::PowerOff),
                 };
             }
-            Ok(VcpuExit::Shutdown) => return Some(End::TripleFault),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(End::PowerOff),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(End::Reset),
+            Ok(VcpuExit::Shutdown) => return Entered::End(End::TripleFault),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Entered::End(End::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Entered::End(End::Reset),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => {
-                return Some(End::Failed("the guest reported a crash".to_owned()));
+                return Entered::End(End::Failed("the guest reported a crash".to_owned()));
             }
-            Ok(VcpuExit::InternalError) => return Some(End::Failed(self.internal_error())),
+            Ok(VcpuExit::InternalError) => return Entered::End(End::Failed(self.internal_error())),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                return Some(End::Failed(format!(
+                return Entered::End(End::Failed(format!(
                     "processor {cpu} cannot enter the guest (hardware reason {reason:#x})"
                 )));
             }
             Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen) => count(ExitKind::Other),
-            Ok(other) => return Some(End::Failed(format!("KVM reports an exit that it should not: {other:?}"))),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => count(ExitKind::Interrupted),
-            Err(error) => return Some(End::Failed(format!("KVM_RUN failed: {}", io::Error::from(error)))),
+            Ok(other) => {
+                return Entered::End(End::Failed(format!("KVM reports an exit that it should not: {other:?}")));
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                count(ExitKind::Interrupted);
+                return Entered::Interrupted;
+            }
+            Err(error) => return Entered::End(End::Failed(format!("KVM_RUN failed: {}", io::Error::from(error)))),
         }
-        None
+        Entered::Served
     }
 
     fn internal_error(&mut self) -> String {
