@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::chain::Buffers;
 use super::limit::LogLimit;
 use super::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::worker::{Handler, Stop, Worker, clear};
+use super::worker::{Handler, NotStarted, Stop, Worker, clear};
 use super::{BrokenQueue, GuestRam, RING_FEATURES, queue};
 
 /// Virtio device type of a console.
@@ -82,7 +82,9 @@ impl VirtioDevice for VirtioConsole {
         let output = self.output.clone();
         let printer = Printer { output, ram, queue, interrupt, broken: false, log: self.log.clone() };
         let worker = Worker::start("console", printer);
-        self.worker = Some(worker.map_err(|source| ActivateError::Io { step: "start the console's thread", source })?);
+        let failed =
+            |failed: NotStarted<_>| ActivateError::Io { step: "start the console's thread", source: failed.source };
+        self.worker = Some(worker.map_err(failed)?);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, SendError, Sender};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -46,7 +47,22 @@ impl Stop {
 pub struct Worker<H> {
     stop: Stop,
     wake: EventFd,
-    thread: Option<JoinHandle<H>>,
+    thread: Option<JoinHandle<Option<H>>>,
+}
+
+/// There is no descriptor or thread to be had.
+#[derive(Debug)]
+pub struct NotStarted<H> {
+    /// Why.
+    pub source: io::Error,
+    /// As it was given: it may hold what cannot be made again.
+    pub handler: H,
+}
+
+impl<H> From<NotStarted<H>> for io::Error {
+    fn from(failed: NotStarted<H>) -> Self {
+        failed.source
+    }
 }
 
 impl<H: Handler> Worker<H> {
@@ -54,7 +70,20 @@ impl<H: Handler> Worker<H> {
     ///
     /// # Errors
     /// When there is no descriptor or thread to be had.
-    pub fn start(name: &str, mut handler: H) -> io::Result<Self> {
+    pub fn start(name: &str, handler: H) -> Result<Self, NotStarted<H>> {
+        match Self::start_empty(name, &handler) {
+            Ok((worker, give)) => match give.send(handler) {
+                Ok(()) => Ok(worker),
+                Err(SendError(handler)) => {
+                    Err(NotStarted { source: io::Error::other("the thread ended before its work"), handler })
+                }
+            },
+            Err(source) => Err(NotStarted { source, handler }),
+        }
+    }
+
+    /// A thread that waits for its handler: one that does not start would take it along.
+    fn start_empty(name: &str, handler: &H) -> io::Result<(Self, Sender<H>)> {
         let epoll = Epoll::new()?;
         let wake = new_eventfd()?;
         watch(&epoll, wake.as_raw_fd(), STOP)?;
@@ -63,11 +92,13 @@ impl<H: Handler> Worker<H> {
         }
         let stop = Stop::default();
         let flag = stop.clone();
+        let (give, given) = mpsc::channel::<H>();
         let thread = jail::spawn(name, Role::Device, move || {
+            let mut handler = given.recv().ok()?;
             serve(&epoll, &mut handler, &flag);
-            handler
+            Some(handler)
         })?;
-        Ok(Self { stop, wake, thread: Some(thread) })
+        Ok((Self { stop, wake, thread: Some(thread) }, give))
     }
 
     /// Ends the thread after what it is doing, and gives the handler back; `None` when the thread panicked.
@@ -81,7 +112,7 @@ impl<H> Worker<H> {
         self.stop.0.store(true, Ordering::Relaxed);
         // Fails only when its counter is full, and then it is readable anyway.
         let _ = self.wake.write(1);
-        self.thread.take().and_then(|thread| thread.join().ok())
+        self.thread.take().and_then(|thread| thread.join().ok()).flatten()
     }
 }
 
@@ -132,8 +163,8 @@ fn serve<H: Handler>(epoll: &Epoll, handler: &mut H, stop: &Stop) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
 
+    #[derive(Debug)]
     struct Count {
         kick: EventFd,
         heard: mpsc::Sender<u64>,
@@ -149,6 +180,22 @@ mod tests {
             self.total += self.kick.read().unwrap();
             self.heard.send(token).unwrap();
         }
+    }
+
+    #[test]
+    fn a_handler_comes_back_when_its_thread_does_not_start() {
+        // A regular file cannot be watched.
+        #[derive(Debug)]
+        struct Unwatchable(std::fs::File, u64);
+        impl Handler for Unwatchable {
+            fn watched(&self) -> Vec<(RawFd, u64)> {
+                vec![(self.0.as_raw_fd(), 0)]
+            }
+            fn handle(&mut self, _: u64, _: &Stop) {}
+        }
+        let handler = Unwatchable(tempfile::tempfile().unwrap(), 7);
+        let failed = Worker::start("t", handler).map(drop).unwrap_err();
+        assert_eq!((failed.source.raw_os_error(), failed.handler.1), (Some(libc::EPERM), 7));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::features::Role;
 use super::{BalloonDevice, BalloonHandle, DEVICE_TYPE, Held, QUEUE_SIZE};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::devices::worker::{Handler, Stop, Worker, clear};
+use crate::devices::worker::{Handler, NotStarted, Stop, Worker, clear};
 use crate::devices::{BrokenQueue, GuestRam};
 use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 
@@ -83,8 +83,13 @@ impl VirtioDevice for Balloon {
             interrupt,
             broken: false,
         };
-        let failed = |source| ActivateError::Io { step: "start the thread of the balloon", source };
-        self.worker = Some(Worker::start("balloon", worker).map_err(failed)?);
+        match Worker::start("balloon", worker) {
+            Ok(worker) => self.worker = Some(worker),
+            Err(NotStarted { source, handler }) => {
+                self.restored = handler.held;
+                return Err(ActivateError::Io { step: "start the thread of the balloon", source });
+            }
+        }
         Ok(())
     }
 

@@ -75,7 +75,7 @@ impl VirtioDevice for VirtioBlock {
                 queue,
             };
             let worker = Worker::start(&self.name, handler);
-            self.workers.push(worker.map_err(failed)?);
+            self.workers.push(worker.map_err(|not_started| failed(not_started.source))?);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::session::{Ring, Session, SessionError};
 use super::{DEVICE_TYPE, MAX_TAG, QUEUE_SIZE};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::devices::worker::{Handler, Stop, Worker, clear, new_eventfd};
+use crate::devices::worker::{Handler, NotStarted, Stop, Worker, clear, new_eventfd};
 use crate::devices::{GuestRam, RING_FEATURES};
 use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 
@@ -133,27 +133,30 @@ impl VirtioDevice for Fs {
     fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let Activation { ram, features, queues, interrupt } = activation;
+        let failed = |source| ActivateError::Io { step: "start the thread of the file system", source };
+        let news = Epoll::new().map_err(failed)?;
+        let mut watched = Vec::new();
+        for queue in queues {
+            watch(&news, queue.kick.as_raw_fd(), ControlOperation::Add).map_err(failed)?;
+            watched.push((queue, new_eventfd().map_err(failed)?));
+        }
         let Some(server) = self.server.take() else {
             return Err(ActivateError::Other("the thread of the file system is lost".to_owned()));
         };
-        let Activation { ram, features, queues, interrupt } = activation;
-        let failed = |source| ActivateError::Io { step: "start the thread of the file system", source };
-        let mut worker = FsWorker {
-            server,
-            queue_count: self.queues(),
-            state: State::Waiting,
-            ram,
-            features,
-            queues: Vec::new(),
-            news: Epoll::new().map_err(failed)?,
-            interrupt,
-        };
-        for queue in queues {
-            watch(&worker.news, queue.kick.as_raw_fd(), ControlOperation::Add).map_err(failed)?;
-            worker.queues.push((queue, new_eventfd().map_err(failed)?));
+        let (queue_count, queues) = (self.queues(), watched);
+        let state = State::Waiting;
+        match Worker::start("fs", FsWorker { server, queue_count, state, ram, features, queues, news, interrupt }) {
+            Ok(worker) => {
+                self.worker = Some(worker);
+                Ok(())
+            }
+            Err(NotStarted { source, handler }) => {
+                // The server takes no second connection.
+                self.server = Some(handler.server);
+                Err(failed(source))
+            }
         }
-        self.worker = Some(Worker::start("fs", worker).map_err(failed)?);
-        Ok(())
     }
 
     fn reset(&mut self) {

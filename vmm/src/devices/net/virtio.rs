@@ -87,7 +87,7 @@ impl VirtioDevice for Net {
             };
             let ram = activation.ram.clone();
             let worker = PairWorker::new(pair, ram, [rx, tx], control.take(), activation.interrupt.clone())
-                .and_then(|worker| Worker::start(&format!("{}-{index}", self.device.config.name), worker))
+                .and_then(|worker| Ok(Worker::start(&format!("{}-{index}", self.device.config.name), worker)?))
                 .map_err(failed("start the thread of a network queue"))?;
             self.workers.push(worker);
         }

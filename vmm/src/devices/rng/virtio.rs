@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{DEVICE_TYPE, Progress, QUEUE_SIZE, RngDevice};
 use crate::devices::GuestRam;
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::devices::worker::{Handler, Stop, Worker, clear};
+use crate::devices::worker::{Handler, NotStarted, Stop, Worker, clear};
 use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 
 const NAME: &str = "entropy device";
@@ -52,7 +52,8 @@ impl VirtioDevice for Rng {
         let Activation { ram, features, interrupt, .. } = activation;
         let worker = RngWorker { device: self.device.clone(), ram, features, requests, interrupt, broken: false };
         let started = Worker::start("rng", worker);
-        let failed = |source| ActivateError::Io { step: "start the thread of the entropy device", source };
+        let step = "start the thread of the entropy device";
+        let failed = |failed: NotStarted<_>| ActivateError::Io { step, source: failed.source };
         self.worker = Some(started.map_err(failed)?);
         Ok(())
     }

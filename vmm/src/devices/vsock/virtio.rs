@@ -9,7 +9,7 @@ use virtio_queue::Queue;
 
 use super::{DEVICE_TYPE, EVENT_QUEUE, RX_QUEUE, TX_QUEUE, VsockDevice};
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::devices::worker::{Handler, Stop, Worker, clear};
+use crate::devices::worker::{Handler, NotStarted, Stop, Worker, clear};
 use crate::devices::{BrokenQueue, GuestRam};
 use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 
@@ -87,10 +87,16 @@ impl VirtioDevice for VirtioVsock {
         };
         device.set_acked_features(activation.features);
         let Activation { ram, interrupt, .. } = activation;
-        let worker = Worker::start("vsock", Pump { device, ram, rx, tx, event, interrupt, broken: false });
-        let worker = worker.map_err(|source| ActivateError::Io { step: "start the socket device's thread", source })?;
-        self.state = State::Running(worker);
-        Ok(())
+        match Worker::start("vsock", Pump { device, ram, rx, tx, event, interrupt, broken: false }) {
+            Ok(worker) => {
+                self.state = State::Running(worker);
+                Ok(())
+            }
+            Err(NotStarted { source, handler }) => {
+                self.state = State::Idle(handler.device);
+                Err(ActivateError::Io { step: "start the socket device's thread", source })
+            }
+        }
     }
 
     fn reset(&mut self) {
