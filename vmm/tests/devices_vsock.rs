@@ -218,6 +218,29 @@ fn a_stalled_reader_stops_the_guest_at_its_credit_and_loses_nothing() {
     assert_eq!(read_available(&mut stream), b"more");
 }
 
+/// As Linux does (`virtio_transport_tx_buf_size`): the guest has no more in flight than its own receive buffer is long,
+/// however much room the host has. A host that tells of its progress by its own room alone stops such a guest for good.
+#[test]
+fn a_guest_that_stops_at_its_own_buffer_hears_of_progress_in_time() {
+    const OWN: u32 = BUF_ALLOC / 4;
+    let mut rig = Rig::new();
+    let mut listener = rig.handle.listen(7).unwrap();
+    let from_guest = |op| Packet { buf_alloc: OWN, ..Packet::new(op, 1000, 7) };
+    assert_eq!(ops(&rig.send(&from_guest(REQUEST))), [RESPONSE]);
+    let mut stream = listener.try_recv().unwrap();
+    let (mut sent, mut acknowledged, mut received) = (0_u32, 0, 0);
+    while sent < 16 * OWN {
+        let len = 4096.min(OWN - (sent - acknowledged));
+        assert!(len > 0, "the guest waits for ever after {sent} bytes, of which {received} were read");
+        let data = Packet { len, payload: vec![7; len as usize], ..from_guest(RW) };
+        let answer = rig.send(&data);
+        sent += len;
+        received += read_available(&mut stream).len();
+        acknowledged = answer.last().map_or(acknowledged, |packet| packet.fwd_cnt);
+    }
+    assert_eq!(received, sent as usize);
+}
+
 #[test]
 fn a_byte_beyond_the_credit_is_a_reset() {
     let mut rig = Rig::new();

@@ -100,12 +100,12 @@ pub struct Connection {
 
 impl Connection {
     /// A connection over a non-blocking stream.
-    pub fn new(key: Key, phase: Phase, socket: UnixStream, room: u32) -> Self {
+    pub fn new(key: Key, phase: Phase, socket: UnixStream) -> Self {
         Self {
             key,
             phase,
             socket,
-            credit: Credit::new(room),
+            credit: Credit::default(),
             pending: Pending::default(),
             queued: false,
             deadline: None,

@@ -1,10 +1,8 @@
 //! Flow control of one connection (virtio 1.2, section 5.10.6.3), in both directions. All counters wrap.
 
-/// Most bytes of a guest's data that a connection may hold on the host; the first connections get it. More than a Linux
-/// guest's own send buffer (208 KiB) stalls it: with 1 MiB a stream stopped for good within its first megabyte.
-pub const BUF_ALLOC: u32 = 128 * 1024;
-/// What every connection gets.
-pub const MIN_BUF_ALLOC: u32 = 128 * 1024;
+/// Most bytes of a guest's data that a connection may hold on the host, in bytes. A Linux guest has no more in flight than its
+/// own receive buffer is long, which is as much unless its program changes it.
+pub const BUF_ALLOC: u32 = 256 * 1024;
 
 /// The guest broke flow control; its connection is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,10 +16,8 @@ pub enum CreditViolation {
 }
 
 /// Counters of one connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Credit {
-    /// Bytes that may wait on the host, as the guest is told; the same for the connection's whole life.
-    room: u32,
     /// Bytes from the guest, and those of them that reached the host's socket.
     received: u32,
     forwarded: u32,
@@ -34,16 +30,6 @@ pub struct Credit {
 }
 
 impl Credit {
-    /// With room for so many bytes.
-    pub fn new(room: u32) -> Self {
-        Self { room, received: 0, forwarded: 0, advertised: 0, sent: 0, peer_fwd_cnt: 0, peer_buf_alloc: 0 }
-    }
-
-    /// Bytes that may wait on the host.
-    pub fn room(&self) -> u32 {
-        self.room
-    }
-
     /// Takes in what the guest's header says about its side.
     pub fn hear(&mut self, buf_alloc: u32, fwd_cnt: u32) -> Result<(), CreditViolation> {
         let in_flight = self.sent.wrapping_sub(self.peer_fwd_cnt);
@@ -72,7 +58,7 @@ impl Credit {
 
     /// Bytes came from the guest.
     pub fn receive(&mut self, bytes: u32) -> Result<(), CreditViolation> {
-        if bytes > self.room - self.held() {
+        if bytes > BUF_ALLOC - self.held() {
             return Err(CreditViolation::Overrun);
         }
         self.received = self.received.wrapping_add(bytes);
@@ -84,16 +70,18 @@ impl Credit {
         self.forwarded = self.forwarded.wrapping_add(bytes);
     }
 
-    /// The guest believes that less than half of the room is free, and more is.
+    /// The guest believes that less than half of its window is free, and more is.
     pub fn wants_update(&self) -> bool {
+        // Linux also stops at its own receive buffer (`virtio_transport_tx_buf_size`), so half of the room may never fill.
+        let window = BUF_ALLOC.min(self.peer_buf_alloc);
         let believed_held = self.received.wrapping_sub(self.advertised);
-        self.forwarded != self.advertised && believed_held > self.room / 2
+        self.forwarded != self.advertised && believed_held > window / 2
     }
 
     /// The pair (`buf_alloc`, `fwd_cnt`) for a packet that leaves now.
     pub fn advertise(&mut self) -> (u32, u32) {
         self.advertised = self.forwarded;
-        (self.room, self.forwarded)
+        (BUF_ALLOC, self.forwarded)
     }
 }
 
@@ -103,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_guest_may_send_exactly_the_room() {
-        let mut credit = Credit::new(BUF_ALLOC);
+        let mut credit = Credit::default();
         credit.receive(BUF_ALLOC).unwrap();
         assert_eq!(credit.receive(1), Err(CreditViolation::Overrun));
         credit.forward(10);
@@ -114,7 +102,7 @@ mod tests {
 
     #[test]
     fn credit_never_goes_back() {
-        let mut credit = Credit::new(BUF_ALLOC);
+        let mut credit = Credit::default();
         credit.hear(1000, 0).unwrap();
         credit.send(600);
         credit.hear(1000, 500).unwrap();
@@ -126,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_shrunk_peer_buffer_stops_sending() {
-        let mut credit = Credit::new(BUF_ALLOC);
+        let mut credit = Credit::default();
         credit.hear(1000, 0).unwrap();
         credit.send(600);
         credit.hear(100, 0).unwrap();
@@ -137,7 +125,6 @@ mod tests {
     fn counters_wrap() {
         let near = u32::MAX - 5;
         let mut credit = Credit {
-            room: BUF_ALLOC,
             received: near,
             forwarded: near,
             advertised: near,
@@ -157,7 +144,8 @@ mod tests {
 
     #[test]
     fn updates_come_when_half_is_believed_full() {
-        let mut credit = Credit::new(BUF_ALLOC);
+        let mut credit = Credit::default();
+        credit.hear(u32::MAX, 0).unwrap();
         credit.receive(BUF_ALLOC / 2).unwrap();
         credit.forward(BUF_ALLOC / 2);
         assert!(!credit.wants_update());
@@ -165,5 +153,15 @@ mod tests {
         assert!(credit.wants_update());
         credit.advertise();
         assert!(!credit.wants_update());
+    }
+
+    #[test]
+    fn a_guest_with_a_smaller_buffer_hears_sooner() {
+        let mut credit = Credit::default();
+        credit.hear(1000, 0).unwrap();
+        credit.receive(501).unwrap();
+        assert!(!credit.wants_update());
+        credit.forward(1);
+        assert!(credit.wants_update());
     }
 }

@@ -105,7 +105,7 @@ impl Mux {
             if self.is_full() { Err(io::ErrorKind::QuotaExceeded.into()) } else { self.open_host(key.host_port) };
         let inserted = socket.and_then(|socket| {
             let token = self.watch(&socket)?;
-            let mut connection = Connection::new(key, Phase::Established, socket, self.room_for_another());
+            let mut connection = Connection::new(key, Phase::Established, socket);
             // The first word of a connection cannot break its counters.
             let _ = connection.credit.hear(header.buf_alloc, 0);
             connection.pending.response = true;

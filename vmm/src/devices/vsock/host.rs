@@ -137,7 +137,7 @@ impl Mux {
 
     fn request_connection(&mut self, token: u64, guest_port: u32, socket: UnixStream, waiter: Waiter) {
         let key = Key { host_port: self.new_port(guest_port), guest_port };
-        let mut connection = Connection::new(key, Phase::Requested(waiter), socket, self.room_for_another());
+        let mut connection = Connection::new(key, Phase::Requested(waiter), socket);
         connection.pending.request = true;
         connection.deadline = Some(Instant::now() + self.config.connect_timeout);
         self.insert(token, connection);

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use super::VsockConfig;
 use super::connection::{Connection, Emit, Key, Pending, Phase};
-use super::credit::{BUF_ALLOC, MIN_BUF_ALLOC};
 use super::handle::Shared;
 use super::host::HostListener;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, SHUTDOWN_BOTH, TYPE_STREAM};
@@ -22,8 +21,6 @@ use crate::devices::slices::GuestSlices;
 pub const MAX_CONNECTIONS: usize = 4096;
 /// Bytes of the guest held for slow readers on the host, in all connections; the one that goes beyond is reset.
 const MAX_HELD: usize = 32 << 20;
-/// Connections get an eighth of what is left of this, but never less than the least.
-const GENEROUS: usize = 24 << 20;
 /// Resets that may wait for room in the receive queue before the guest's packets have to wait too.
 const MAX_RESETS: usize = 256;
 /// How long the guest may take to confirm that a connection is closed.
@@ -49,8 +46,6 @@ pub struct Mux {
     /// Resets of connections that do not exist (any more).
     resets: VecDeque<Header>,
     held: usize,
-    /// Room that all connections were promised.
-    promised: usize,
 }
 
 impl Mux {
@@ -74,7 +69,6 @@ impl Mux {
             ready: VecDeque::new(),
             resets: VecDeque::new(),
             held: 0,
-            promised: 0,
         })
     }
 
@@ -124,18 +118,11 @@ impl Mux {
         }
     }
 
-    /// The room of the next connection: much for few, little for many.
-    pub fn room_for_another(&self) -> u32 {
-        let share = u32::try_from(GENEROUS.saturating_sub(self.promised) / 8).unwrap_or(u32::MAX);
-        share.clamp(MIN_BUF_ALLOC, BUF_ALLOC)
-    }
-
     /// Takes in a connection whose socket is watched under this token already.
     pub fn insert(&mut self, token: u64, connection: Connection) {
         if let Some(deadline) = connection.deadline {
             self.poll.arm(deadline);
         }
-        self.promised += connection.credit.room() as usize;
         self.by_key.insert(connection.key, token);
         self.connections.insert(token, connection);
         self.schedule(token);
@@ -176,7 +163,6 @@ impl Mux {
     pub fn remove(&mut self, token: u64) -> Option<Connection> {
         let connection = self.connections.remove(&token)?;
         self.held -= connection.buffered();
-        self.promised -= connection.credit.room() as usize;
         self.release_key(token, connection.key);
         if connection.queued {
             self.ready.retain(|ready| *ready != token);
