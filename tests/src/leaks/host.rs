@@ -114,14 +114,19 @@ pub fn mounts_below(directory: &Path) -> Vec<String> {
     below.iter().rev().map(|point| point.display().to_string()).collect()
 }
 
-/// Network namespaces of pods that no other suite's run directory knows.
+/// Run directory of a daemon that is installed, whose pods are none of a suite's.
+const INSTALLED: &str = "/run/bulkhead";
+
+/// Network namespaces of pods that no other daemon's run directory knows: other suites', an installed daemon's.
 #[must_use]
 pub fn namespaces_of_no_other(directory: &Path) -> Vec<String> {
     let others: BTreeSet<String> = names(std::env::temp_dir())
         .into_iter()
         .map(|name| std::env::temp_dir().join(name))
         .filter(|other| other != directory)
-        .flat_map(|other| names(other.join("run/sandboxes")))
+        .map(|other| other.join("run"))
+        .chain([PathBuf::from(INSTALLED)])
+        .flat_map(|run| names(run.join("sandboxes")))
         .collect();
     let all = names(NAMESPACES).into_iter();
     all.filter(|name| name.strip_prefix(NAMESPACE_PREFIX).is_some_and(|id| !others.contains(id))).collect()
