@@ -7,10 +7,10 @@ PROFILE ?= release
 export PREFIX PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest deps test demo bench lint fuzz install clean
+.PHONY: help build guest deps test demo bench bench-cri lint fuzz install clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 deps: ## Install the packages that building and testing need (root)
 	@scripts/deps.sh
@@ -29,6 +29,9 @@ demo: ## Start a daemon of its own, run a pod, show what happens, clean up
 
 bench: ## Measure, and write a table
 	@scripts/bench.sh
+
+bench-cri: ## Measure the CRI's verbs beside containerd and runc, and write tables
+	@scripts/bench-cri.sh
 
 lint: ## Check format and lints
 	@scripts/lint.sh

@@ -38,6 +38,8 @@ pub struct Settings {
     pub agent: PathBuf,
     /// `daemon.default_runtime`
     pub handler: Handler,
+    /// `daemon.log`
+    pub log: String,
     /// `network.conf_dir`
     pub conf_dir: PathBuf,
     /// `network.bin_dirs`
@@ -60,6 +62,7 @@ impl Settings {
             initramfs: environment.initramfs.clone(),
             agent: environment.agent.clone(),
             handler: environment.handler,
+            log: "info,bulkhead=debug".into(),
             conf_dir: network.conf_dir.clone(),
             bin_dirs: network.bin_dirs.to_vec(),
             // A test of a broken registry should not wait as long as a node would.
@@ -83,14 +86,14 @@ impl Settings {
     /// The file's content.
     #[must_use]
     pub fn text(&self) -> String {
-        let Self { root, run, kernel, initramfs, agent, conf_dir, bin_dirs, image, more, .. } = self;
+        let Self { root, run, kernel, initramfs, agent, log, conf_dir, bin_dirs, image, more, .. } = self;
         let (socket, handler) = (self.socket(), self.handler.name());
         let more_handlers = match self.handler {
             Handler::Microvm => "[runtimes.microvm]\nsandboxer = \"microvm\"\n\n",
             Handler::Qemu | Handler::Native => "",
         };
         format!(
-            "[daemon]\nroot = {root:?}\nrun = {run:?}\nsocket = {socket:?}\nlog = \"info,bulkhead=debug\"\n\
+            "[daemon]\nroot = {root:?}\nrun = {run:?}\nsocket = {socket:?}\nlog = {log:?}\n\
              default_runtime = {handler:?}\n\n\
              [guest]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\nagent = {agent:?}\n\n\
              [runtimes.qemu]\nsandboxer = \"qemu\"\naccelerator = \"auto\"\n\n\
