@@ -11,6 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub mod proto_text;
+mod writer;
+
+use writer::Writer;
 
 const SANDBOXES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sandboxes-1");
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers-1");
@@ -40,21 +43,22 @@ pub enum StoreError {
     #[error("cannot open the state database {}", path.display())]
     Open { path: PathBuf, source: Box<redb::Error> },
     #[error("cannot write the record of {kind:?} {id} to the state database")]
-    Write { kind: Kind, id: String, source: Box<redb::Error> },
+    Write { kind: Kind, id: String, source: Arc<redb::Error> },
     #[error("cannot read the {kind:?} records of the state database")]
     Read { kind: Kind, source: Box<redb::Error> },
     #[error("the record of {kind:?} {id} cannot be understood; was it written by a newer version?")]
     Format { kind: Kind, id: String, source: serde_json::Error },
     #[error("writing the record of {kind:?} {id} was interrupted")]
     Interrupted { kind: Kind, id: String },
-    #[error("the writing task of the state database ended: {0}")]
-    Task(#[from] tokio::task::JoinError),
+    #[error("the writing thread of the state database cannot be started")]
+    Thread(#[source] std::io::Error),
 }
 
 /// Handle to the journal; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     database: Arc<Database>,
+    writer: Arc<Writer>,
 }
 
 impl Store {
@@ -67,7 +71,9 @@ impl Store {
             transaction.open_table(kind.table()).map_err(|e| fail(e.into()))?;
         }
         transaction.commit().map_err(|e| fail(e.into()))?;
-        Ok(Self { database: Arc::new(database) })
+        let database = Arc::new(database);
+        let writer = Writer::start(database.clone()).map_err(StoreError::Thread)?;
+        Ok(Self { database, writer: Arc::new(writer) })
     }
 
     /// Writes a record durably; it stands when this returns.
@@ -83,15 +89,10 @@ impl Store {
     }
 
     async fn write(&self, kind: Kind, id: String, bytes: Option<Vec<u8>>) -> Result<(), StoreError> {
-        let database = self.database.clone();
-        tokio::task::spawn_blocking(move || {
-            write_now(&database, kind, &id, bytes.as_deref()).map_err(|source| StoreError::Write {
-                kind,
-                id,
-                source: Box::new(source),
-            })
-        })
-        .await?
+        match self.writer.write(kind, &id, bytes).await {
+            Some(outcome) => outcome.map_err(|source| StoreError::Write { kind, id, source }),
+            None => Err(StoreError::Interrupted { kind, id }),
+        }
     }
 
     /// Every record of a kind; used once, at start.
@@ -113,19 +114,6 @@ impl Store {
     }
 }
 
-fn write_now(database: &Database, kind: Kind, id: &str, bytes: Option<&[u8]>) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    {
-        let mut table = transaction.open_table(kind.table())?;
-        match bytes {
-            Some(bytes) => table.insert(id, bytes)?,
-            None => table.remove(id)?,
-        };
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +131,29 @@ mod tests {
         let store = Store::open(&path).unwrap();
         assert_eq!(store.load::<String>(Kind::Sandbox).unwrap(), ["one"]);
         assert_eq!(store.load::<String>(Kind::Container).unwrap(), ["three"]);
+    }
+
+    #[tokio::test]
+    async fn changes_of_many_callers_stand_in_the_order_of_the_calls() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        let store = Store::open(&path).unwrap();
+        let names: Vec<String> = (0..1000).map(|number| format!("{:03}", number / 2)).collect();
+        let mut changes = Vec::new();
+        for (number, name) in names.iter().enumerate() {
+            let (store, last) = (&store, number % 2 == 1);
+            changes.push(async move {
+                match (last, number % 3) {
+                    (true, 0) => store.delete(Kind::Sandbox, name).await,
+                    _ => store.put(Kind::Sandbox, name, &number).await,
+                }
+            });
+        }
+        futures_util::future::try_join_all(changes).await.unwrap();
+        drop(store);
+        let left = Store::open(&path).unwrap().load::<usize>(Kind::Sandbox).unwrap();
+        let expected: Vec<usize> = (0..1000).filter(|number| number % 2 == 1 && number % 3 != 0).collect();
+        assert_eq!(left, expected);
     }
 
     #[tokio::test]
