@@ -241,7 +241,7 @@ impl Sandbox {
         let hostname = if shared & libc::CLONE_NEWUTS == 0 { hostname } else { String::new() };
         let cgroup = self.cgroup.child(PAUSE_CGROUP)?;
         let started =
-            Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup_procs: 0, namespaces, hostname, sysctls })
+            Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup: 0, namespaces, hostname, sysctls })
                 .map_err(SandboxError::Pause)?;
         Ok(Arc::clone(pause.insert(Arc::new(started))))
     }

@@ -144,17 +144,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The open `cgroup.procs`: who writes 0 to it joins.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn procs(&self) -> Result<OwnedFd, CgroupError> {
-        let path = self.path.join("cgroup.procs");
-        let file = fs::OpenOptions::new().write(true).open(&path).map_err(io_error("open", &path))?;
-        Ok(file.into())
-    }
-
-    /// The open directory.
+    /// The open directory, which a new process can be started in.
     ///
     /// # Errors
     /// The kernel's.

@@ -109,11 +109,11 @@ impl Builder<'_> {
         let devices = request::device_nodes(request).map_err(invalid)?;
         let streams = Streams::make(wanted, &mut process, &mut self.fds);
         let streams = streams.map_err(|e| self.io("make the container's streams", e))?;
-        let cgroup_procs = self.fds.add(self.container.cgroup.procs()?);
+        let cgroup = self.fds.add(self.container.cgroup.directory()?);
         let (join, new_pid_namespace) = self.namespaces()?;
         let root = self.root()?;
         let spec = ContainerSpec {
-            cgroup_procs,
+            cgroup,
             join,
             new_pid_namespace,
             root: self.fds.add(root),

@@ -61,8 +61,8 @@ impl Container {
         let streams = Streams::make(request, &mut process, &mut fds).map_err(io("make the process's streams"))?;
         let pidfd = first.pidfd.try_clone().map_err(io("keep the container's namespaces"))?;
         let join = vec![Join { pidfd: fds.add(pidfd), namespaces: NAMESPACES }];
-        let cgroup_procs = fds.add(self.cgroup.procs()?);
-        let spec = Spec::Exec(Box::new(ExecSpec { cgroup_procs, join, process }));
+        let cgroup = fds.add(self.cgroup.directory()?);
+        let spec = Spec::Exec(Box::new(ExecSpec { cgroup, join, process }));
         let launched = sandbox.launcher.launch(&spec, &fds.borrowed());
         let mut launched = launched.map_err(|error| self.launch_error(error))?;
         for warning in &launched.warnings {

@@ -20,8 +20,8 @@ impl Pause {
     /// # Errors
     /// See [`LaunchError`].
     pub fn start(launcher: &Launcher, cgroup: &Cgroup, spec: PauseSpec) -> Result<Self, LaunchError> {
-        let procs = cgroup.procs().map_err(|error| LaunchError::Refused(error.to_string()))?;
-        let launched = launcher.launch(&Spec::Pause(PauseSpec { cgroup_procs: 0, ..spec }), &[procs.as_fd()])?;
+        let cgroup = cgroup.directory().map_err(|error| LaunchError::Refused(error.to_string()))?;
+        let launched = launcher.launch(&Spec::Pause(PauseSpec { cgroup: 0, ..spec }), &[cgroup.as_fd()])?;
         Ok(Self { pidfd: launched.pidfd, _control: launched.control })
     }
 }

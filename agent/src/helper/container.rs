@@ -15,7 +15,7 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     let mut warnings = Vec::new();
     command::set_oom_score(&spec.process, &mut warnings)?;
     let unshare = if spec.new_pid_namespace { libc::CLONE_NEWPID } else { 0 };
-    let entry = Entry { cgroup_procs: spec.cgroup_procs, join: &spec.join, unshare };
+    let entry = Entry { cgroup: spec.cgroup, join: &spec.join, unshare };
     enter_and_fork(control, &entry, fds)?;
     sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(at("make mount and cgroup namespaces"))?;
     rustix::process::umask(rustix::fs::Mode::empty());

@@ -1,7 +1,7 @@
 //! The single-threaded side of making processes: this binary, exec'd anew by the agent.
 //!
 //! ```text
-//! agent --spec+descriptors--> A (joins cgroup and namespaces, forks) --Child(pid)--> agent --byte--> A ends
+//! agent --spec+descriptors--> A (joins namespaces, forks into the cgroup) --Child(pid)--> agent --byte--> A ends
 //!                             B (mounts, users, terminal) --Ready--> agent --byte (Start)--> B execs
 //! ```
 //! The control socket closes on exec: its end means success, a last `Failed` says why not.
@@ -112,29 +112,26 @@ fn run(control: &UnixStream) -> Result<(), HelperError> {
 fn exec(control: &UnixStream, spec: &ExecSpec, fds: &Descriptors) -> Result<(), HelperError> {
     let mut warnings = Vec::new();
     command::set_oom_score(&spec.process, &mut warnings)?;
-    let entry = Entry { cgroup_procs: spec.cgroup_procs, join: &spec.join, unshare: 0 };
+    let entry = Entry { cgroup: spec.cgroup, join: &spec.join, unshare: 0 };
     enter_and_fork(control, &entry, fds)?;
     let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
     command::report_and_start(control, &spec.process, prepared, warnings)
 }
 
-/// What the first stage enters before it forks.
+/// Where the second stage is.
 struct Entry<'a> {
-    cgroup_procs: Fd,
+    cgroup: Fd,
     join: &'a [Join],
     unshare: libc::c_int,
 }
 
-/// Joins cgroup and namespaces, then goes on in a child; the first process never returns from here.
+/// Joins namespaces, then goes on in a child in the cgroup; the first process never returns from here.
 fn enter_and_fork(control: &UnixStream, entry: &Entry<'_>, fds: &Descriptors) -> Result<(), HelperError> {
-    rustix::io::write(fds.get(entry.cgroup_procs)?, b"0").map_err(at("enter the container's cgroup"))?;
-    for join in entry.join {
-        let namespaces = ThreadNameSpaceType::from_bits_retain(join.namespaces.cast_unsigned());
-        move_into_thread_name_spaces(fds.get(join.pidfd)?, namespaces).map_err(at("enter the pod's namespaces"))?;
-    }
+    join(entry.join, !libc::CLONE_NEWCGROUP, fds)?;
     sys::unshare(entry.unshare).map_err(at("make namespaces"))?;
     let (gate_reader, gate_writer) = io::pipe().map_err(at("make a pipe"))?;
-    match sys::fork().map_err(at("fork"))? {
+    let forked = sys::fork_into(fds.get(entry.cgroup)?).map_err(at("fork into the container's cgroup"));
+    match forked? {
         Fork::Parent(pid) => {
             let told = wire::send(control, &Reply::Child(pid), &[]);
             // The child's exit must find its entry in the agent's table, so it may not be orphaned before.
@@ -148,11 +145,22 @@ fn enter_and_fork(control: &UnixStream, entry: &Entry<'_>, fds: &Descriptors) ->
             drop(gate_writer);
             // Until the first process has taken its byte, both would read from one socket.
             let _ = (&gate_reader).read(&mut [0]).map_err(at("wait for the first stage"))?;
+            // Only now: from inside it, the cgroup that this process comes from would not exist.
+            join(entry.join, libc::CLONE_NEWCGROUP, fds)?;
             rustix::process::setsid().map_err(at("start a session"))?;
             // What a process of another container, or of the host, put into its keyring is nobody else's.
             sys::new_session_keyring().map_err(at("make a session keyring"))
         }
     }
+}
+
+/// Enters those of the namespaces that are among `kinds`.
+fn join(joins: &[Join], kinds: libc::c_int, fds: &Descriptors) -> Result<(), HelperError> {
+    for join in joins.iter().filter(|join| join.namespaces & kinds != 0) {
+        let namespaces = ThreadNameSpaceType::from_bits_retain((join.namespaces & kinds).cast_unsigned());
+        move_into_thread_name_spaces(fds.get(join.pidfd)?, namespaces).map_err(at("enter the pod's namespaces"))?;
+    }
+    Ok(())
 }
 
 /// Waits for the agent's word; false when it is gone instead.

@@ -21,7 +21,7 @@ use crate::sys;
 const ATTACH_POINT: &str = "/proc";
 
 pub(super) fn run(control: &UnixStream, spec: &PauseSpec, fds: Descriptors) -> Result<(), HelperError> {
-    let entry = Entry { cgroup_procs: spec.cgroup_procs, join: &[], unshare: spec.namespaces };
+    let entry = Entry { cgroup: spec.cgroup, join: &[], unshare: spec.namespaces };
     enter_and_fork(control, &entry, &fds)?;
     drop(fds);
     if !spec.hostname.is_empty() {

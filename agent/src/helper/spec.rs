@@ -33,8 +33,8 @@ pub struct Join {
 /// The holder of the pod's PID, IPC and UTS namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PauseSpec {
-    /// `cgroup.procs` of the pod's own leaf.
-    pub cgroup_procs: Fd,
+    /// Directory of the pod's own leaf.
+    pub cgroup: Fd,
     /// `CLONE_NEW*` flags of those to be made.
     pub namespaces: i32,
     /// Name of the UTS namespace; empty keeps the inherited one.
@@ -46,8 +46,8 @@ pub struct PauseSpec {
 /// A container, from its namespaces to its command.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerSpec {
-    /// `cgroup.procs` of the container's cgroup.
-    pub cgroup_procs: Fd,
+    /// Directory of the container's cgroup.
+    pub cgroup: Fd,
     /// Namespaces of others.
     pub join: Vec<Join>,
     /// Make a PID namespace of its own.
@@ -75,8 +75,8 @@ pub struct ContainerSpec {
 /// A command to run in a container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecSpec {
-    /// `cgroup.procs` of the container's cgroup.
-    pub cgroup_procs: Fd,
+    /// Directory of the container's cgroup.
+    pub cgroup: Fd,
     /// The container's namespaces.
     pub join: Vec<Join>,
     /// What to run.
