@@ -3,7 +3,7 @@
 //! The process is started with a unix stream socket as its standard input. The first message on it is a
 //! [`Launch`] in JSON, sent with one `sendmsg` whose SCM_RIGHTS descriptors are those that [`LaunchDescriptor`]
 //! numbers. The process answers one line: `ok\n`, or `error: TEXT\n` before it exits. Nothing else passes there, but for one
-//! line before, `pid NUMBER\n`, when the process goes on as another child of its parent, to be jailed.
+//! line before, `pid NUMBER\n`, when the process goes on as another child of its parent: in the pod's cgroup, or to be jailed.
 //!
 //! Later descriptors (logs, image parts, volumes) go to the listening unix stream socket [`Launch::descriptor_socket`]:
 //! one `sendmsg` per connection with the token (1 to [`MAX_TOKEN`] bytes of UTF-8) and exactly one descriptor; the answer
@@ -60,6 +60,9 @@ pub struct Launch {
     pub scratch_drive: Option<LaunchDescriptor>,
     /// Binary of the pod's file server; without it the guest gets no virtio-fs device.
     pub file_server: Option<PathBuf>,
+    /// Directory of the cgroup v2 that the process goes on in; without it, where it was started.
+    #[serde(default)]
+    pub cgroup: Option<LaunchDescriptor>,
     /// The user to be jailed as, for a machine that runs in the process itself.
     #[serde(default)]
     pub jail: Option<JailUser>,

@@ -59,6 +59,8 @@ pub struct Orders {
     pub taps: Vec<OwnedFd>,
     /// The pod's scratch drive.
     pub scratch: Option<File>,
+    /// The cgroup to go on in.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// Reads the orders.
@@ -97,7 +99,8 @@ fn sort_out(launch: Launch, descriptors: Vec<OwnedFd>) -> Result<Orders, LaunchE
     };
     let taps = launch.taps.iter().map(|index| take("a tap", *index)).collect::<Result<_, _>>()?;
     let scratch = launch.scratch_drive.map(|index| take("the scratch drive", index).map(File::from)).transpose()?;
-    Ok(Orders { launch, taps, scratch })
+    let cgroup = launch.cgroup.map(|index| take("the cgroup", index)).transpose()?;
+    Ok(Orders { launch, taps, scratch, cgroup })
 }
 
 fn check(launch: &Launch) -> Result<(), LaunchError> {
@@ -191,6 +194,7 @@ mod tests {
             taps: vec![1],
             scratch_drive: Some(0),
             file_server: None,
+            cgroup: None,
             jail: None,
         }
     }

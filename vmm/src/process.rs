@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -56,8 +56,9 @@ pub fn run() -> Result<(), ProcessError> {
 fn begin(socket: &UnixStream) -> Result<(tokio::runtime::Runtime, Supervisor), ProcessError> {
     let orders = launch::receive(socket)?;
     let launch = orders.launch.clone();
-    if launch.jail.is_some() {
-        go_on_in_pid_namespace(socket).map_err(ProcessError::Prepare)?;
+    if launch.jail.is_some() || orders.cgroup.is_some() {
+        let cgroup = orders.cgroup.as_ref().map(AsFd::as_fd);
+        go_on_in_child(socket, launch.jail.is_some(), cgroup).map_err(ProcessError::Prepare)?;
     }
     let started = start(orders)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -74,8 +75,8 @@ fn begin(socket: &UnixStream) -> Result<(tokio::runtime::Runtime, Supervisor), P
 }
 
 /// Returns in the child. A PID namespace holds only children, and KVM ties a machine to the process that made it.
-fn go_on_in_pid_namespace(socket: &UnixStream) -> io::Result<()> {
-    match jail::enter_pid_namespace()? {
+fn go_on_in_child(socket: &UnixStream, jailed: bool, cgroup: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    match jail::go_on_in_child(jailed, cgroup)? {
         Fork::Child => Ok(()),
         Fork::Parent(child) => {
             launch::announce(socket, child);

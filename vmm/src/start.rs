@@ -108,7 +108,7 @@ pub struct Started {
 /// # Errors
 /// When anything that the machine needs cannot be had.
 pub fn start(orders: Orders) -> Result<Started, StartError> {
-    let Orders { launch, taps, scratch } = orders;
+    let Orders { launch, taps, scratch, .. } = orders;
     let result = match &launch.monitor {
         Monitor::Microvm {} => build(&launch, taps, scratch, prepare_microvm),
         Monitor::Qemu { binary, accelerator } => {

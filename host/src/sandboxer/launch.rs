@@ -9,7 +9,7 @@ use std::time::Duration;
 use bulkhead_proto::launch::{JailUser, Launch, Monitor, PROTOCOL_VERSION};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use super::death::{self, Death};
 use super::{Machine, MachineError, MachinePaths};
@@ -56,7 +56,7 @@ pub struct Plan {
     pub cgroup: Option<Cgroup>,
 }
 
-/// Starts the process, puts it into the pod's cgroup and gives it its orders. The guest boots when this returns.
+/// Starts the process and gives it its orders, which it carries out in the pod's cgroup. The guest boots when this returns.
 pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
     let spawn_failed = |source| MachineError::Spawn { binary: plan.vmm.clone(), source };
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(spawn_failed)?;
@@ -69,7 +69,7 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
         .spawn()
         .map_err(spawn_failed)?;
     let mut jailed = None;
-    let result = give_orders(&plan, &child, ours, &mut jailed).await;
+    let result = give_orders(&plan, ours, &mut jailed).await;
     match result {
         Ok(()) => {
             // The machine's own end is learnt from its control socket, or from its record.
@@ -90,15 +90,12 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
 
 async fn give_orders(
     plan: &Plan,
-    child: &Child,
     socket: std::os::unix::net::UnixStream,
     jailed: &mut Option<Process>,
 ) -> Result<(), MachineError> {
     let refused = |detail: String| MachineError::Launch { binary: plan.vmm.clone(), detail };
-    if let (Some(cgroup), Some(pid)) = (&plan.cgroup, child.id()) {
-        cgroup.add_process(i32::try_from(pid).unwrap_or(-1)).map_err(|e| refused(error_text(&e)))?;
-    }
-    let (orders, descriptors) = orders(plan);
+    let cgroup = plan.cgroup.as_ref().map(Cgroup::open).transpose().map_err(|e| refused(error_text(&e)))?;
+    let (orders, descriptors) = orders(plan, cgroup.as_ref().map(AsFd::as_fd));
     let bytes = serde_json::to_vec(&orders).map_err(|e| refused(e.to_string()))?;
     sys::descriptors::send_with(&socket, &bytes, &descriptors).map_err(|e| refused(e.to_string()))?;
     socket.set_nonblocking(true).map_err(|e| refused(e.to_string()))?;
@@ -130,8 +127,8 @@ fn log_tail(plan: &Plan) -> String {
     MachinePaths::tail(&plan.paths.log(), 10)
 }
 
-fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
-    let mut descriptors: Vec<BorrowedFd<'_>> = Vec::new();
+fn orders<'a>(plan: &'a Plan, cgroup: Option<BorrowedFd<'a>>) -> (Launch, Vec<BorrowedFd<'a>>) {
+    let mut descriptors: Vec<BorrowedFd<'a>> = Vec::new();
     let mut taps = Vec::new();
     if let Some(tap) = &plan.tap {
         taps.push(descriptors.len());
@@ -142,6 +139,10 @@ fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
         scratch = Some(descriptors.len());
         descriptors.push(file.as_fd());
     }
+    let cgroup = cgroup.map(|directory| {
+        descriptors.push(directory);
+        descriptors.len() - 1
+    });
     let launch = Launch {
         protocol_version: PROTOCOL_VERSION,
         sandbox_id: plan.sandbox_id.clone(),
@@ -159,6 +160,7 @@ fn orders(plan: &Plan) -> (Launch, Vec<BorrowedFd<'_>>) {
         taps,
         scratch_drive: scratch,
         file_server: plan.file_server.clone(),
+        cgroup,
         jail: plan.user.map(|id| JailUser { uid: id, gid: id }),
     };
     (launch, descriptors)

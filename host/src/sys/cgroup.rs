@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -145,13 +145,12 @@ impl Cgroup {
         bulkhead_proto::figures::key(&events, "oom_kill").unwrap_or(0)
     }
 
-    /// Moves a process in, with all its threads.
+    /// The open directory, which a new process can be started in.
     ///
     /// # Errors
-    /// When the process or the cgroup is gone.
-    pub fn add_process(&self, pid: i32) -> Result<(), CgroupError> {
-        fs::write(self.path.join("cgroup.procs"), pid.to_string())
-            .map_err(|source| self.failed("move a process into", source))
+    /// When the cgroup is gone.
+    pub fn open(&self) -> Result<OwnedFd, CgroupError> {
+        Ok(fs::File::open(&self.path).map_err(|source| self.failed("open", source))?.into())
     }
 
     /// memory.max: bytes, or `None` inside for "max"; `None` when there is no such cgroup or no memory controller in it.
@@ -298,7 +297,7 @@ mod tests {
             Err(error) => return eprintln!("skipped: {}", crate::error_text(&error)),
         };
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        pod.add_process(i32::try_from(child.id()).unwrap()).unwrap();
+        fs::write(pod.path().join("cgroup.procs"), child.id().to_string()).unwrap();
         let parent = hierarchy.cgroup(&name).unwrap();
         parent.remove(Duration::from_secs(10)).unwrap();
         assert!(!child.wait().unwrap().success());

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bulkhead-vmm, root, one thread
-//!   | enter_pid_namespace: a child goes on, the first process ends
+//!   | go_on_in_child: in its cgroup and a PID namespace, and the first process ends
 //!   | sockets, files, /dev/kvm, guest memory, the file server: everything that takes a path or a right
 //!   | enter: namespaces, empty root, own uid, no capabilities, rlimits, Landlock
 //!   | threads are started; each calls enter_thread(role) first, the main thread last
@@ -24,7 +24,7 @@ mod starter;
 use std::sync::OnceLock;
 
 pub use self::landlock::LandlockState;
-pub use self::namespaces::enter_pid_namespace;
+pub use self::namespaces::go_on_in_child;
 pub use self::plan::{JailError, Plan, Report};
 use self::seccomp::Filters;
 pub use self::seccomp::Role;

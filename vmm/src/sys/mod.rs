@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -133,16 +133,28 @@ pub fn fork(proc: impl AsFd) -> io::Result<Fork> {
     forked(unsafe { libc::fork() }.into())
 }
 
-/// Like [`fork`], but the new process is a child of this process's parent, in namespaces of its own as `own` says.
+/// `CLONE_INTO_CGROUP` of `linux/sched.h`.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Like [`fork`], but the new process is a child of this process's parent, in namespaces of its own as `own` says, and in the
+/// cgroup v2 directory `cgroup`. A process that is moved there later waits until every processor has passed a quiet state,
+/// which takes milliseconds.
 ///
 /// # Errors
 /// As [`fork`].
-pub fn fork_sibling(proc: impl AsFd, own: CloneFlags) -> io::Result<Fork> {
+pub fn fork_sibling(proc: impl AsFd, own: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     need_one_thread(proc)?;
-    let flags = libc::c_long::from(own.bits() | libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The kernel takes the parent's own exit signal, which is SIGCHLD.
+    arguments.flags = u64::from((own.bits() | libc::CLONE_PARENT).cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     // SAFETY: without CLONE_VM the child has a copy of everything, as after fork; with one thread no lock can be held by
-    // another that does not exist in the child. A null stack means the caller's, and the other pointers are not used.
-    forked(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })
+    // another that does not exist in the child. The arguments outlive the call, and their true size is passed.
+    forked(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) })
 }
 
 /// A panic shall say where it was, and not look for files to say more.

@@ -18,7 +18,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
     let [uid, role, probe, neighbour, socket, port] = arguments else { panic!("not an inmate's arguments") };
     let surroundings =
         Surroundings { neighbour: neighbour.parse().unwrap(), socket: socket.clone(), port: port.parse().unwrap() };
-    if let Fork::Parent(child) = jail::enter_pid_namespace().unwrap() {
+    if let Fork::Parent(child) = jail::go_on_in_child(true, None).unwrap() {
         println!("pid {}", child.as_raw_nonzero());
         return ExitCode::SUCCESS;
     }

@@ -121,6 +121,7 @@ impl Pod {
             taps: Vec::new(),
             scratch_drive: None,
             file_server: Some(env!("CARGO_BIN_EXE_bulkhead-fs").into()),
+            cgroup: None,
             jail: None,
         };
         change(&mut launch);
