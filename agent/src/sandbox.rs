@@ -21,6 +21,8 @@ use crate::reaper::Reaper;
 
 /// Size of /dev/shm when nothing else is asked for.
 const DEFAULT_SHM: u64 = 64 << 20;
+/// What containers have of their pod, unless it shares them with the agent.
+const POD_NAMESPACES: i32 = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 /// Leaf below the pod's cgroup; no container can have this id.
 const PAUSE_CGROUP: &str = ".pause";
 
@@ -237,13 +239,21 @@ impl Sandbox {
             let settings = lock(&self.settings);
             (settings.hostname.clone(), settings.ipc_sysctls.clone(), settings.shared)
         };
-        let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) & !shared;
+        let namespaces = (libc::CLONE_NEWPID | POD_NAMESPACES) & !shared;
         let hostname = if shared & libc::CLONE_NEWUTS == 0 { hostname } else { String::new() };
         let cgroup = self.cgroup.child(PAUSE_CGROUP)?;
-        let started =
-            Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup: 0, namespaces, hostname, sysctls })
-                .map_err(SandboxError::Pause)?;
+        let started = Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup: 0, namespaces, hostname, sysctls })
+            .map_err(SandboxError::Pause)?;
         Ok(Arc::clone(pause.insert(Arc::new(started))))
+    }
+
+    /// Makes the pod's namespaces before the first container asks for them, which is told should that fail. Blocking.
+    pub fn prepare_namespaces(&self) {
+        if self.shared_namespaces() & POD_NAMESPACES != POD_NAMESPACES
+            && let Err(error) = self.pause()
+        {
+            crate::log::warning!("{error}");
+        }
     }
 
     /// `CLONE_NEW*` flags of what the containers share with the agent.

@@ -12,5 +12,8 @@ pub(super) async fn run(
 ) -> ttrpc::Result<ConfigureSandboxResponse> {
     let sandbox = Arc::clone(&service.sandbox);
     blocking(move || sandbox.configure(&request)).await?;
+    let sandbox = Arc::clone(&service.sandbox);
+    // Nobody waits for it: the first container finds the namespaces made, or being made.
+    drop(tokio::task::spawn_blocking(move || sandbox.prepare_namespaces()));
     Ok(ConfigureSandboxResponse::new())
 }
