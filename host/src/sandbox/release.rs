@@ -19,15 +19,19 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     let id = sandbox.id.as_str();
     let record = sandbox.record.get();
-    end_machine(node, sandbox).await?;
+    // Nothing of the pod may run on with an address that the plugins give away.
+    native::kill_containers(node, &record).await;
+    // Both take their time, and neither waits for the other: an interface may go before the process that had it.
+    let (ended, detached) = tokio::join!(
+        end_machine(node, sandbox),
+        // Another boot's namespace is gone, but the plugins' own records (addresses) are not.
+        node.network.teardown(run::network_request(&record), record.network.as_ref())
+    );
+    ended?;
     sandbox.set_live(None);
     // Before anything that can fail: nobody may wait for containers of a machine that is gone.
     container::end_all(node, id, "its pod sandbox was stopped").await;
-    // Another boot's namespace is gone, but the plugins' own records (addresses) are not.
-    node.network
-        .teardown(run::network_request(&record), record.network.as_ref())
-        .await
-        .map_err(SandboxError::step(id, "network removal"))?;
+    detached.map_err(SandboxError::step(id, "network removal"))?;
     let netns = record.netns();
     let hierarchy = node.cgroups.clone();
     let cgroup = record.cgroup();

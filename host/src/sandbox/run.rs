@@ -119,21 +119,25 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxEr
         let size = size::of(node, &record, &monitor)?;
         (prepare(node, &record, monitor, size).await?, Some(Sizing { made: size, now: size }))
     };
-    let machine = launch::launch(plan).await.map_err(SandboxError::step(id, "start of the machine"))?;
-    let boot = async {
-        let boot_us =
-            machine.wait_ready(node.config.guest.boot_timeout_s).await.map_err(SandboxError::step(id, "boot"))?;
-        tracing::debug!(sandbox = %id, boot_us, "guest is up");
-        Live::connect(machine.clone(), &record).await.map_err(SandboxError::step(id, "connection to the agent"))
+    let mut attachment = tokio::spawn(attach(node.clone(), record.clone()));
+    let made = async {
+        let machine = launch::launch(plan).await.map_err(SandboxError::step(id, "start of the machine"))?;
+        let boot = async {
+            let boot_us =
+                machine.wait_ready(node.config.guest.boot_timeout_s).await.map_err(SandboxError::step(id, "boot"))?;
+            tracing::debug!(sandbox = %id, boot_us, "guest is up");
+            Live::connect(machine.clone(), &record).await.map_err(SandboxError::step(id, "connection to the agent"))
+        };
+        let attached =
+            async { (&mut attachment).await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: id.to_owned() })) };
+        tokio::try_join!(boot, attached)
     };
-    let attach = async {
-        if native::shares_network(&record.config) {
-            return Ok(native::host_network());
-        }
-        let request = network_request(&record);
-        node.network.setup(request).await.map_err(SandboxError::step(id, "network set-up"))
-    };
-    let (live, network) = tokio::try_join!(boot, attach)?;
+    let made = made.await;
+    if made.is_err() && !attachment.is_finished() {
+        // Its removal must find all that it did. How it ended does not matter any more.
+        let _ = attachment.await;
+    }
+    let (live, network) = made?;
     let order = configuration(&record, &network);
     live.agent.configure_sandbox(order).await.map_err(SandboxError::step(id, "configuration of the guest"))?;
     sandbox.set_live(Some(live));
@@ -147,6 +151,15 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxEr
         })
         .await
         .map(drop)
+}
+
+/// Has the plugins make the pod's network, if it gets one.
+async fn attach(node: Arc<Node>, record: Arc<SandboxRecord>) -> Result<PodNetworkState, SandboxError> {
+    if native::shares_network(&record.config) {
+        return Ok(native::host_network());
+    }
+    let made = node.network.setup(network_request(&record)).await;
+    made.map_err(SandboxError::step(&record.id, "network set-up"))
 }
 
 /// Everything that must exist before the machine starts; none of it takes long.
