@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bulkhead_proto::agent::{self, ContainerSpec as Request, PidMode};
 
-use super::launch::{Launched, Launcher};
+use super::launch::{Helper, Launched};
 use super::layers::Layer;
 use super::process::{Process, ProcessParts};
 use super::request::{self, FdTable};
@@ -58,9 +58,10 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn build(mut self) -> Result<Created, ContainerError> {
+        let helper = self.sandbox.launcher.begin().map_err(|error| self.container.launch_error(error))?;
         let mut warnings = self.cgroup()?;
         let (spec, streams) = self.spec()?;
-        let mut launched = self.launch(spec)?;
+        let mut launched = self.launch(helper, spec)?;
         warnings.append(&mut launched.warnings);
         let io = streams.attach(&mut launched).map_err(|e| self.io("watch the container's streams", e))?;
         let (pid, identity) = (launched.pid, launched.identity.take());
@@ -233,9 +234,8 @@ impl Builder<'_> {
         }
     }
 
-    fn launch(&self, spec: ContainerSpec) -> Result<Launched, ContainerError> {
-        let launcher: &Launcher = &self.sandbox.launcher;
-        launcher
+    fn launch(&self, helper: Helper, spec: ContainerSpec) -> Result<Launched, ContainerError> {
+        helper
             .launch(&Spec::Container(Box::new(spec)), &self.fds.borrowed())
             .map_err(|error| self.container.launch_error(error))
     }

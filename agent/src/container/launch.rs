@@ -59,6 +59,13 @@ pub struct Launcher {
     reaper: Arc<Reaper>,
 }
 
+/// A helper that waits for its specification; dropping it ends the helper.
+#[derive(Debug)]
+pub struct Helper {
+    control: UnixStream,
+    reaper: Arc<Reaper>,
+}
+
 /// A process that is built and waits for its start.
 #[derive(Debug)]
 pub struct Launched {
@@ -89,11 +96,19 @@ impl Launcher {
         Self { binary: binary.into(), reaper }
     }
 
-    /// Builds a process; it has not exec'd its command when this returns.
+    /// [`Self::begin`] and [`Helper::launch`].
     ///
     /// # Errors
     /// See [`LaunchError`]; no process is left then.
     pub fn launch(&self, spec: &Spec, fds: &[BorrowedFd<'_>]) -> Result<Launched, LaunchError> {
+        self.begin()?.launch(spec, fds)
+    }
+
+    /// Starts a helper, which is being exec'd when this returns: what it is to build can be prepared meanwhile.
+    ///
+    /// # Errors
+    /// See [`LaunchError`]; no process is left then.
+    pub fn begin(&self) -> Result<Helper, LaunchError> {
         let (ours, theirs) = UnixStream::pair().map_err(LaunchError::Control)?;
         ours.set_read_timeout(Some(TIMEOUT)).map_err(LaunchError::Control)?;
         ours.set_write_timeout(Some(TIMEOUT)).map_err(LaunchError::Control)?;
@@ -103,12 +118,22 @@ impl Launcher {
         let _ = spawned.map_err(|source| LaunchError::Spawn { path: self.binary.clone(), source })?;
         // The command keeps the helper's end of the socket open.
         drop(command);
-        wire::send(&ours, spec, fds).map_err(LaunchError::Control)?;
-        let (pid, pidfd, exit) = self.adopt(&ours)?;
-        match receive(&ours) {
+        Ok(Helper { control: ours, reaper: Arc::clone(&self.reaper) })
+    }
+}
+
+impl Helper {
+    /// Builds a process; it has not exec'd its command when this returns.
+    ///
+    /// # Errors
+    /// See [`LaunchError`]; no process is left then.
+    pub fn launch(self, spec: &Spec, fds: &[BorrowedFd<'_>]) -> Result<Launched, LaunchError> {
+        wire::send(&self.control, spec, fds).map_err(LaunchError::Control)?;
+        let (pid, pidfd, exit) = self.adopt(&self.control)?;
+        match receive(&self.control) {
             Ok((Reply::Ready { warnings, identity }, fds)) => {
                 let terminal = fds.into_iter().next();
-                Ok(Launched { pid, pidfd, exit, control: Control(ours), warnings, identity, terminal })
+                Ok(Launched { pid, pidfd, exit, control: Control(self.control), warnings, identity, terminal })
             }
             failed => {
                 let _ = sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
