@@ -205,8 +205,8 @@ async fn build(node: &Arc<Node>, container: &Arc<Container>, live: &Live, order:
     }
     // Mounted by now, or held by the machine: the images' files may go.
     drop((root, roots));
-    live.machine.attach_log(id, log.as_ref()).await.map_err(ContainerError::machine(id))?;
-    built(container, created).await?;
+    let followed = async { live.machine.attach_log(id, log.as_ref()).await.map_err(ContainerError::machine(id)) };
+    tokio::try_join!(followed, built(container, created))?;
     // A machine that ended meanwhile has reported to its containers before this one counted as one.
     node.sandboxes.find("sandbox", &record.sandbox_id)?.live("creating a container").map(drop)?;
     Ok(())

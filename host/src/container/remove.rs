@@ -30,11 +30,12 @@ pub(super) async fn release(node: &Arc<Node>, record: &ContainerRecord) -> Resul
     let Ok(live) = sandbox.live("removing a container") else { return Ok(()) };
     let request = agent::RemoveContainerRequest { container_id: record.id.clone(), ..Default::default() };
     // Every step is tried: a volume that stays cloned keeps the host from unmounting it.
-    let mut first = match live.agent.remove_container(request).await {
+    let (removed, detached) = tokio::join!(live.agent.remove_container(request), live.machine.detach_log(&record.id));
+    let mut first = match removed {
         Err(error) if error.code() != Some(ttrpc::Code::NOT_FOUND) => Err(ContainerError::guest(&record.id)(error)),
         _ => Ok(()),
     };
-    first = first.and(live.machine.detach_log(&record.id).await.map_err(ContainerError::machine(&record.id)));
+    first = first.and(detached.map_err(ContainerError::machine(&record.id)));
     for volume in &record.volumes {
         first = first.and(live.machine.remove_volume(volume).await.map_err(ContainerError::machine(&record.id)));
     }
