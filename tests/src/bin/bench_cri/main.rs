@@ -22,7 +22,7 @@ mod footprint;
 mod table;
 mod verbs;
 
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 5;
 
 fn main() -> ExitCode {
     match measure() {
