@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
+use bulkhead_tests::environment::Handler;
 use bulkhead_tests::fixture::Fixture;
 use bulkhead_tests::leaks::host;
 use bulkhead_tests::pod::{Container, Pod, Spec};
@@ -193,12 +194,13 @@ fn an_ended_container_keeps_its_layer_only(f: &mut Fixture) -> Result<()> {
 fn monitor(f: &Fixture, pod: &Pod) -> Result<Pid> {
     let cgroup = host::cgroup_directory(&f.cgroup).context("no cgroup v2")?.join(format!("bulkhead-{}", pod.id));
     let text = fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    let name = if f.environment.handler == Handler::Qemu { "qemu-system" } else { "bulkhead-vmm" };
     for pid in text.lines() {
-        if fs::read_to_string(format!("/proc/{pid}/comm"))?.starts_with("qemu-system") {
+        if fs::read_to_string(format!("/proc/{pid}/comm"))?.starts_with(name) {
             return Pid::from_raw(pid.parse()?).context("pid 0");
         }
     }
-    anyhow::bail!("no QEMU among {text:?}")
+    anyhow::bail!("no {name} among {text:?}")
 }
 
 fn a_pod_that_hangs_holds_nobody_up(f: &mut Fixture) -> Result<()> {
@@ -213,10 +215,10 @@ fn a_pod_that_hangs_holds_nobody_up(f: &mut Fixture) -> Result<()> {
     };
     let before = times()?;
     ensure!(before.len() == 2, "{before:?}");
-    let qemu = monitor(f, &hung)?;
-    kill_process(qemu, Signal::STOP)?;
+    let machine = monitor(f, &hung)?;
+    kill_process(machine, Signal::STOP)?;
     let result = hang(f, &hung, &in_hung, &in_well, &before, &times);
-    kill_process(qemu, Signal::CONT)?;
+    kill_process(machine, Signal::CONT)?;
     result?;
     wait_for("new figures of the pod that hung", || {
         Ok((times()?.get(&in_hung.id) > before.get(&in_hung.id)).then_some(()))
