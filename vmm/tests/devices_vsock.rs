@@ -360,6 +360,19 @@ fn a_guest_that_never_confirms_a_close_is_reset() {
 }
 
 #[test]
+fn a_guest_that_takes_nothing_of_a_host_that_left_is_reset() {
+    let mut rig = Rig::new();
+    let mut listener = rig.handle.listen(7).unwrap();
+    rig.send(&Packet { buf_alloc: 5000, ..Packet::new(REQUEST, 1000, 7) });
+    let mut stream = listener.try_recv().unwrap();
+    stream.write_all(&[1; 20_000]).unwrap();
+    assert_eq!(payload(&rig.run()).len(), 5000);
+    drop(stream);
+    assert_eq!(rig.wait(|packets| packets.into_iter().next()).op, RST);
+    assert_eq!(rig.device.connections(), 0);
+}
+
+#[test]
 fn bytes_for_a_host_that_left_are_dropped() {
     let mut rig = Rig::new();
     drop(rig.guest_connects(1000, 7));

@@ -159,6 +159,14 @@ impl Connection {
         self.pending != Pending::default() || self.host_shutdown & !self.told_shutdown != 0 || self.can_read()
     }
 
+    /// The host has closed its end, and the guest takes none of what came before: the end cannot be told in its turn.
+    pub fn is_stuck(&self) -> bool {
+        matches!(self.phase, Phase::Established)
+            && self.hung_up
+            && self.host_shutdown != SHUTDOWN_BOTH
+            && self.credit.sendable() == 0
+    }
+
     fn can_read(&self) -> bool {
         matches!(self.phase, Phase::Established)
             && self.readable

@@ -98,6 +98,7 @@ impl Mux {
         if abandoned == Some(true) {
             self.abandon(token);
         }
+        self.limit_stuck(token);
         self.schedule(token);
     }
 

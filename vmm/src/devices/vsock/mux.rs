@@ -23,7 +23,7 @@ pub const MAX_CONNECTIONS: usize = 4096;
 const MAX_HELD: usize = 32 << 20;
 /// Resets that may wait for room in the receive queue before the guest's packets have to wait too.
 const MAX_RESETS: usize = 256;
-/// How long the guest may take to confirm that a connection is closed.
+/// How long the guest may take to confirm that a connection is closed, and to take bytes of a host that has closed it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Ports of connections that the host makes, handed out in turn.
 const FIRST_PORT: u32 = 1 << 30;
@@ -256,6 +256,18 @@ impl Mux {
         };
         if connection.told_all() && matches!(connection.phase, Phase::Established) {
             connection.phase = Phase::Closing;
+            let deadline = Instant::now() + CLOSE_TIMEOUT;
+            connection.deadline = Some(deadline);
+            self.poll.arm(deadline);
+        }
+        self.limit_stuck(token);
+    }
+
+    /// Gives a guest that does not read what a host sent before it closed a last chance; the connection is reset then.
+    pub fn limit_stuck(&mut self, token: u64) {
+        if let Some(connection) = self.connections.get_mut(&token)
+            && connection.is_stuck()
+        {
             let deadline = Instant::now() + CLOSE_TIMEOUT;
             connection.deadline = Some(deadline);
             self.poll.arm(deadline);
