@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub async fn serve_rpc(listener: Listener, service: Service) -> ttrpc::Result<Se
 /// Serves every stdio connection that `accept` yields.
 pub async fn serve_stdio<S, F, A>(sandbox: Arc<Sandbox>, mut accept: A)
 where
-    S: AsyncRead + AsyncWrite + Send + 'static,
+    S: AsyncRead + AsyncWrite + AsFd + Send + 'static,
     F: Future<Output = io::Result<S>>,
     A: FnMut() -> F,
 {

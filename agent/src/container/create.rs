@@ -46,6 +46,7 @@ pub fn create(sandbox: &Arc<Sandbox>, request: &Request) -> Result<Created, Cont
         }
         sandbox.forget(id);
     }
+    container.end_creation();
     built
 }
 

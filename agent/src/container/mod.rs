@@ -22,8 +22,8 @@ pub mod usage;
 pub mod volumes;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bulkhead_proto::agent::FileSystem;
 use thiserror::Error;
@@ -87,6 +87,14 @@ pub enum ContainerError {
         /// The container.
         id: String,
     },
+    /// Its removal waits for its creation.
+    #[error("container {id:?} is still being created after {waited:?}; it goes as soon as that ends")]
+    StillCreating {
+        /// The container.
+        id: String,
+        /// How long the removal has waited.
+        waited: Duration,
+    },
     /// Its process cannot be made.
     #[error("container {id:?}: {source}")]
     Launch {
@@ -142,6 +150,7 @@ pub struct Container {
     /// All of its processes.
     pub cgroup: Cgroup,
     inner: Mutex<Inner>,
+    creation_ended: Condvar,
     usage: Arc<UsageCounter>,
     /// The kernel's kills for memory when this agent killed the container; what came before did not end it.
     oom_kills_before: OnceLock<u64>,
@@ -150,6 +159,8 @@ pub struct Container {
 #[derive(Debug)]
 struct Inner {
     state: State,
+    /// Its creation has not returned: what it holds is not to be given back yet.
+    in_creation: bool,
     first: Option<Arc<Process>>,
     control: Option<Control>,
     holdings: Holdings,
@@ -163,6 +174,7 @@ impl Container {
     pub fn new(id: &str, cgroup: Cgroup) -> Self {
         let inner = Inner {
             state: State::Creating,
+            in_creation: true,
             first: None,
             control: None,
             holdings: Holdings::default(),
@@ -172,6 +184,7 @@ impl Container {
             id: id.into(),
             cgroup,
             inner: Mutex::new(inner),
+            creation_ended: Condvar::new(),
             usage: Arc::default(),
             oom_kills_before: OnceLock::new(),
         }
@@ -192,6 +205,18 @@ impl Container {
         let next = inner.state.next(event);
         inner.state = next.map_err(|source| ContainerError::State { id: self.id.clone(), source })?;
         Ok(inner.state)
+    }
+
+    /// The creation returns, whatever came of it.
+    fn end_creation(&self) {
+        self.lock().in_creation = false;
+        self.creation_ended.notify_all();
+    }
+
+    /// Waits for the end of the creation; false after `limit`. Blocking.
+    fn wait_for_creation(&self, limit: Duration) -> bool {
+        let waited = self.creation_ended.wait_timeout_while(self.lock(), limit, |inner| inner.in_creation);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// The first process has ended: whatever else is in the container ends with it. Whether it was killed for memory.

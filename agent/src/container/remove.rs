@@ -1,19 +1,34 @@
 //! RemoveContainer: everything it had is given back.
 
-use super::state::{Event, State};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::state::Event;
 use super::{Container, ContainerError};
 use crate::sandbox::Sandbox;
 
-/// Removes a container, or does nothing when there is none. Blocking.
+/// Longest wait for a creation that was told to undo itself.
+const CREATION_LIMIT: Duration = Duration::from_secs(20);
+
+/// Removes a container, or does nothing when there is none. One that is being created, for a caller that waits no longer,
+/// is undone by its creation. Blocking.
 ///
 /// # Errors
 /// What could not be given back; another try goes on from there.
 pub fn remove(sandbox: &Sandbox, id: &str) -> Result<(), ContainerError> {
     let Ok(container) = sandbox.container(id) else { return Ok(()) };
-    if container.state() == State::Creating {
-        return container.advance(Event::RemoveRequested).map(drop);
-    }
     container.advance(Event::RemoveRequested)?;
+    if !container.wait_for_creation(Duration::ZERO) {
+        // A helper that hangs in the middle of its mounts; one that has not joined the cgroup yet is refused later.
+        let _ = container.cgroup.kill();
+        if !container.wait_for_creation(CREATION_LIMIT) {
+            return Err(ContainerError::StillCreating { id: id.into(), waited: CREATION_LIMIT });
+        }
+        // Undone by now, unless its creation had just succeeded.
+        if !sandbox.container(id).is_ok_and(|found| Arc::ptr_eq(&found, &container)) {
+            return Ok(());
+        }
+    }
     match release(sandbox, &container).into_iter().next() {
         Some(error) => Err(error),
         None => {

@@ -4,7 +4,9 @@
 //! Creating --Built--> Created --StartRequested--> Starting --Executed--> Running
 //!                        |                           |                      |
 //!                        +-------------Exited--------+--------Exited--------+--> Stopped
-//! Created, Starting, Running, Stopped --RemoveRequested--> Removing
+//! Creating, Created, Starting, Running, Stopped --RemoveRequested--> Removing
+//!
+//! Removing allows no Built: a creation that ends there undoes itself.
 //! ```
 
 use thiserror::Error;
@@ -65,10 +67,8 @@ impl State {
             (Self::Stopped, Event::Executed) => Ok(Self::Stopped),
             (Self::Created | Self::Starting | Self::Running, Event::Exited) => Ok(Self::Stopped),
             // What a removal kills ends too.
-            (Self::Removing, Event::Exited | Event::RemoveRequested | Event::Executed) => Ok(Self::Removing),
-            (Self::Created | Self::Starting | Self::Running | Self::Stopped, Event::RemoveRequested) => {
-                Ok(Self::Removing)
-            }
+            (Self::Removing, Event::Exited | Event::Executed) => Ok(Self::Removing),
+            (_, Event::RemoveRequested) => Ok(Self::Removing),
             (state, event) => Err(InvalidTransition { state, event }),
         }
     }
@@ -84,7 +84,7 @@ mod tests {
     fn every_state_meets_every_event() {
         let events = [Built, StartRequested, Executed, Exited, RemoveRequested];
         let table = [
-            (Creating, [Some(Created), None, None, None, None]),
+            (Creating, [Some(Created), None, None, None, Some(Removing)]),
             (Created, [None, Some(Starting), None, Some(Stopped), Some(Removing)]),
             (Starting, [None, None, Some(Running), Some(Stopped), Some(Removing)]),
             (Running, [None, None, None, Some(Stopped), Some(Removing)]),

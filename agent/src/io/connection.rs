@@ -1,6 +1,7 @@
 //! One connection to the stdio port.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
+use super::peer::Peer;
 use super::{Frame, frame, port};
 use crate::container::process::{Process, Status};
 use crate::sandbox::Sandbox;
@@ -19,16 +21,20 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a connection to its end.
-pub async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(sandbox: Arc<Sandbox>, stream: S) {
+pub async fn serve<S: AsyncRead + AsyncWrite + AsFd + Send + 'static>(sandbox: Arc<Sandbox>, stream: S) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => Arc::new(peer),
+        Err(error) => return crate::log::warning!("cannot watch a stdio connection: {error}"),
+    };
     let (mut reader, mut writer) = tokio::io::split(stream);
     let opened = match tokio::time::timeout(PATIENCE, open(&sandbox, &mut reader)).await {
         Ok(opened) => opened,
         Err(_) => Err("no hello frame came".into()),
     };
     let served = match opened {
-        Ok(Opened::Port(number)) => port::serve(number, reader, &mut writer).await,
+        Ok(Opened::Port(number)) => port::serve(number, reader, &mut writer, peer).await,
         Ok(Opened::Process(hello, process)) => {
-            let served = run(&hello, &process, reader, &mut writer).await;
+            let served = run(&hello, &process, (reader, peer), &mut writer).await;
             if served.is_err() && hello.primary && !hello.exec_id.is_empty() {
                 tokio::spawn(abandon(sandbox, hello, process));
             }
@@ -91,7 +97,7 @@ pub(super) async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> io::Resu
 async fn run<S: AsyncRead + AsyncWrite + Send + 'static>(
     hello: &StdioHello,
     process: &Arc<Process>,
-    reader: ReadHalf<S>,
+    reader: (ReadHalf<S>, Arc<Peer>),
     writer: &mut WriteHalf<S>,
 ) -> io::Result<()> {
     // Before anything is awaited, so that a copy begins with the hello.
@@ -154,14 +160,16 @@ async fn copy<W: AsyncWrite + Unpin>(
     Ok((!process.io.copies_have_ended()).then_some("this connection was too slow for the process's output"))
 }
 
-/// Takes the caller's frames; returns when the caller is gone or breaks the protocol.
-async fn read_input<R: AsyncRead + Unpin>(process: Arc<Process>, mut reader: R, accepted: bool) {
+/// Takes the caller's frames; returns when the caller is gone or breaks the protocol. What the process does not read holds
+/// the caller up, but hides its end from nobody.
+async fn read_input<R: AsyncRead + Unpin>(process: Arc<Process>, (mut reader, peer): (R, Arc<Peer>), accepted: bool) {
     while let Ok((kind, payload)) = read_frame(&mut reader).await {
         let mut ended = process.status.clone();
         match kind {
             FrameKind::Stdin if accepted => tokio::select! {
                 () = process.io.feed(&payload) => {}
                 _ = ended.wait_for(Option::is_some) => {}
+                () = peer.gone() => return,
             },
             FrameKind::StdinClosed if accepted => process.io.close_input().await,
             FrameKind::Stdin | FrameKind::StdinClosed => {}

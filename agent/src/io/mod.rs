@@ -3,6 +3,7 @@
 mod connection;
 mod copies;
 mod output;
+mod peer;
 mod port;
 
 use std::io;

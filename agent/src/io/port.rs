@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use bulkhead_proto::stdio::{FrameKind, HEADER_LEN, Header, MAX_PAYLOAD};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -10,9 +11,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::connection::read_frame;
 use super::frame;
+use super::peer::Peer;
 
 /// Carries one connection to its end, each direction on its own.
-pub(super) async fn serve<R, W>(port: u32, reader: R, writer: &mut W) -> io::Result<()>
+pub(super) async fn serve<R, W>(port: u32, reader: R, writer: &mut W, peer: Arc<Peer>) -> io::Result<()>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
@@ -22,7 +24,7 @@ where
         Err(why) => return writer.write_all(&frame(FrameKind::Error, why.as_bytes())).await,
     };
     let (from_port, to_port) = stream.into_split();
-    let mut sending = tokio::spawn(send(reader, to_port));
+    let mut sending = tokio::spawn(send(reader, to_port, peer));
     let received = tokio::select! {
         received = receive(from_port, writer) => received,
         _ = &mut sending => return Err(io::ErrorKind::ConnectionAborted.into()),
@@ -60,10 +62,13 @@ async fn receive<W: AsyncWrite + Unpin>(mut port: OwnedReadHalf, writer: &mut W)
 }
 
 /// Moves what the caller sends; returns when the caller has gone or the port takes no more.
-async fn send<R: AsyncRead + Unpin>(mut reader: R, mut port: OwnedWriteHalf) {
+async fn send<R: AsyncRead + Unpin>(mut reader: R, mut port: OwnedWriteHalf, peer: Arc<Peer>) {
     loop {
         let passed = match read_frame(&mut reader).await {
-            Ok((FrameKind::Stdin, bytes)) => port.write_all(&bytes).await,
+            Ok((FrameKind::Stdin, bytes)) => tokio::select! {
+                passed = port.write_all(&bytes) => passed,
+                () = peer.gone() => return,
+            },
             Ok((FrameKind::StdinClosed, _)) => port.shutdown().await,
             _ => return,
         };

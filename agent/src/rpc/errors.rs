@@ -52,6 +52,7 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Exists(_) | ContainerError::ProcessExists { .. } => Code::ALREADY_EXISTS,
         ContainerError::Invalid { .. } => Code::INVALID_ARGUMENT,
         ContainerError::State { .. } | ContainerError::NotRunning { .. } => Code::FAILED_PRECONDITION,
+        ContainerError::StillCreating { .. } => Code::UNAVAILABLE,
         ContainerError::Launch { source, .. } | ContainerError::Start(source) => launch_code(source),
         ContainerError::Cgroup(error) => cgroup_code(error),
         ContainerError::Image(ImageError::NoDrive(_)) => Code::FAILED_PRECONDITION,

@@ -90,7 +90,8 @@ pub async fn connect(socket: &Path, port: u32) -> UnixStream {
 pub struct Agent {
     pub client: AgentClient,
     pub dir: tempfile::TempDir,
-    cgroup: PathBuf,
+    /// The containers' parent.
+    pub cgroup: PathBuf,
     process: Child,
 }
 
