@@ -196,7 +196,7 @@ fn droppable(mountinfo: &str, needed: &[&Path]) -> Vec<PathBuf> {
 }
 
 /// The kernel writes blanks, tabs, newlines and backslashes as `\\OOO`.
-fn unescaped(field: &str) -> PathBuf {
+pub(crate) fn unescaped(field: &str) -> PathBuf {
     let codes = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     codes.iter().fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain)).into()
 }

@@ -46,6 +46,7 @@ bulkhead_tests::suite!(
     devices_are_given_and_no_others,
     mounts_of_the_host_arrive,
     mounts_reach_the_host,
+    what_the_container_mounted_stays_and_what_was_mounted_for_it_does_not,
     a_private_mount_cannot_reach_the_host,
     sysctls_of_the_pods_own_namespaces_are_set,
     a_stop_signal_waits_for_its_handler,
@@ -235,6 +236,39 @@ fn mounts_reach_the_host(n: &mut Native) -> Result<()> {
     let seen = fs::read_to_string(shared.0.join("below/file"))?;
     unmount(shared.0.join("below"), UnmountFlags::DETACH)?;
     ensure!(seen == "inside\n", "{seen:?}");
+    Ok(())
+}
+
+fn what_the_container_mounted_stays_and_what_was_mounted_for_it_does_not(n: &mut Native) -> Result<()> {
+    let f = &n.0;
+    let shared = Shared::make(f.path("stays"))?;
+    let own = f.path("own");
+    fs::create_dir_all(&own)?;
+    fs::write(own.join("file"), "own")?;
+    let below = |name: &str| shared.0.join(name);
+    let is_mount = |path: &std::path::Path| -> Result<bool> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(table.lines().any(|line| line.split(' ').nth(4) == path.to_str()))
+    };
+    let pod = f.pod("stays")?;
+    let script =
+        "mkdir -p /shared/made && cat /shared/own/file && mount -t tmpfs made /shared/made && echo ' done'; sleep 1000";
+    let spec = mounted(f, &shared, cri::MountPropagation::PropagationBidirectional, script)?;
+    let container = pod.start(&spec.mount(&own, "/shared/own", false))?;
+    container.says("own done")?;
+    // A volume below the shared one is the container's alone, and the shared one is still shared.
+    ensure!(!is_mount(&below("own"))?, "a volume of the container reached the host");
+    ensure!(is_mount(&below("made"))?, "the container's own mount did not reach the host");
+    mount("bulkhead-test", below("made").as_path(), "tmpfs", MountFlags::empty(), None)?;
+    fs::write(below("made").join("later"), "")?;
+    ensure!(container.exec(&["ls", "/shared/made"])?.stdout == "later\n", "the host's mount did not arrive");
+    container.remove()?;
+    pod.remove()?;
+    ensure!(!is_mount(&below("own"))?, "a volume of the container is left on the host");
+    ensure!(is_mount(&below("made"))?, "what a CSI plugin mounted must outlive it");
+    while is_mount(&below("made"))? {
+        unmount(below("made"), UnmountFlags::DETACH)?;
+    }
     Ok(())
 }
 

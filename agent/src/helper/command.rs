@@ -12,11 +12,12 @@ use rustix::mount::OpenTreeFlags;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{Gid, Uid};
 
+use super::mounts::Attach;
 use super::paths::Root;
 use super::spec::{CapabilitySpec, ProcessSpec, Reply, Stdio};
 use super::terminal::{self, Terminal};
 use super::users::{self, Identity};
-use super::{Descriptors, HelperError, at, capabilities, mounts, wait_for_start, wire};
+use super::{Descriptors, HelperError, at, capabilities, wait_for_start, wire};
 use crate::sys;
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,12 +44,12 @@ impl Prepared {
     }
 
     /// Makes the process's terminal /dev/console too.
-    pub(super) fn bind_console(&self, root: &Root) -> Result<(), HelperError> {
+    pub(super) fn bind_console(&self, root: &Root, attach: Attach) -> Result<(), HelperError> {
         let Streams::Terminal(terminal) = &self.streams else { return Ok(()) };
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let tree = rustix::mount::open_tree(&terminal.terminal, "", flags).map_err(at("clone the terminal"))?;
         root.ensure_file(Path::new("/dev/console"))
-            .and_then(|target| mounts::attach(tree.as_fd(), target.as_fd()))
+            .and_then(|target| attach(tree.as_fd(), target.as_fd()))
             .map_err(at("mount /dev/console"))
     }
 }

@@ -5,10 +5,10 @@ use std::os::unix::net::UnixStream;
 
 use rustix::mount::{MountPropagationFlags, MoveMountFlags};
 
-use super::mounts::{self, ATTR_READONLY};
+use super::mounts::{self, ATTR_READONLY, Attach};
 use super::paths::Root;
-use super::spec::ContainerSpec;
-use super::{Descriptors, Entry, HelperError, at, command, devices, enter_and_fork};
+use super::spec::{ContainerSpec, Propagation};
+use super::{Descriptors, Entry, HelperError, at, command, devices, enter_and_fork, hidden};
 use crate::sys;
 
 pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors) -> Result<(), HelperError> {
@@ -19,12 +19,14 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     enter_and_fork(control, &entry, fds)?;
     sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(at("make mount and cgroup namespaces"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    let root = build_root(spec, fds)?;
+    let is_shared = spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared);
+    let attach = if is_shared { hidden::attach } else { mounts::attach };
+    let root = build_root(spec, fds, attach)?;
     pivot(&root)?;
     command::make_working_directory(&spec.process)?;
     let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
     if prepared.has_terminal() {
-        prepared.bind_console(&root)?;
+        prepared.bind_console(&root, attach)?;
     }
     if spec.root_readonly {
         sys::mount_setattr(root.as_fd(), false, ATTR_READONLY, 0).map_err(at("make the root read-only"))?;
@@ -39,7 +41,7 @@ pub(super) fn make_mounts_private() -> Result<(), HelperError> {
 }
 
 /// Attaches the root and everything on it.
-fn build_root(spec: &ContainerSpec, fds: &Descriptors) -> Result<Root, HelperError> {
+fn build_root(spec: &ContainerSpec, fds: &Descriptors, attach: Attach) -> Result<Root, HelperError> {
     make_mounts_private()?;
     let tree = fds.get(spec.root)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -49,16 +51,16 @@ fn build_root(spec: &ContainerSpec, fds: &Descriptors) -> Result<Root, HelperErr
     mounts::standard(&root, spec.privileged)?;
     devices::standard(&root)?;
     for mount in &spec.mounts {
-        mounts::volume(&root, mount, fds)?;
+        mounts::volume(&root, mount, fds, attach)?;
     }
     for device in &spec.devices {
         devices::create(&root, device)?;
     }
     for path in &spec.readonly_paths {
-        mounts::make_readonly(&root, path)?;
+        mounts::make_readonly(&root, path, attach)?;
     }
     for path in &spec.masked_paths {
-        mounts::mask(&root, path)?;
+        mounts::mask(&root, path, attach)?;
     }
     Ok(root)
 }

@@ -10,6 +10,7 @@ mod capabilities;
 mod command;
 mod container;
 mod devices;
+mod hidden;
 mod mounts;
 mod paths;
 mod pause;

@@ -39,6 +39,9 @@ pub fn detached(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// How a tree comes to its place: [`attach`], or without being seen by the host.
+pub(super) type Attach = fn(BorrowedFd<'_>, BorrowedFd<'_>) -> rustix::io::Result<()>;
+
 /// Puts `tree` on `target`, which no longer shows what was there.
 pub(super) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -77,7 +80,7 @@ pub(super) fn standard(root: &Root, privileged: bool) -> Result<(), HelperError>
 }
 
 /// A volume that the agent has prepared as a detached tree.
-pub(super) fn volume(root: &Root, mount: &MountSpec, fds: &Descriptors) -> Result<(), HelperError> {
+pub(super) fn volume(root: &Root, mount: &MountSpec, fds: &Descriptors, attach: Attach) -> Result<(), HelperError> {
     let step = || format!("mount the volume at {}", mount.destination);
     let tree = fds.get(mount.tree)?;
     let propagation = match mount.propagation {
@@ -115,7 +118,7 @@ fn clone_of(target: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Makes `path`, when it exists, and all mounts below it read-only.
-pub(super) fn make_readonly(root: &Root, path: &str) -> Result<(), HelperError> {
+pub(super) fn make_readonly(root: &Root, path: &str, attach: Attach) -> Result<(), HelperError> {
     let Some(target) = existing(root, path)? else { return Ok(()) };
     let step = || format!("make {path} read-only");
     let tree = clone_of(&target).map_err(at(step()))?;
@@ -138,7 +141,7 @@ fn null_device(root: &Root) -> Result<OwnedFd, HelperError> {
 }
 
 /// Hides `path`, when it exists: an empty read-only directory, or /dev/null.
-pub(super) fn mask(root: &Root, path: &str) -> Result<(), HelperError> {
+pub(super) fn mask(root: &Root, path: &str, attach: Attach) -> Result<(), HelperError> {
     let Some(target) = existing(root, path)? else { return Ok(()) };
     let step = || format!("mask {path}");
     let mode = rustix::fs::fstat(&target).map_err(at(step()))?.st_mode;
