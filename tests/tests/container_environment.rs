@@ -28,6 +28,8 @@ bulkhead_tests::suite!(
     a_terminal_is_one,
     hostname_hosts_and_resolver_are_the_pods,
     limits_are_seen_in_the_cgroup,
+    huge_pages_are_limited,
+    an_update_changes_the_oom_score,
     memory_beyond_the_limit_is_an_oom_kill,
     processes_see_only_their_container,
     stop_asks_before_it_kills,
@@ -251,6 +253,33 @@ fn limits_are_seen_in_the_cgroup(s: &mut Suite) -> Result<()> {
     ensure!(files.split_whitespace().nth(3).is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n >= 1024)), "{files}");
     let score = s.script("cat /proc/self/oom_score_adj", |spec| spec.resources(|r| r.oom_score_adj = 500))?;
     same("oom_score_adj", &score, "500")
+}
+
+fn huge_pages_are_limited(s: &mut Suite) -> Result<()> {
+    s.f.environment.needs_machine("huge pages have a controller in every guest, not on every host")?;
+    let limit = |page_size: &str, limit| cri::HugepageLimit { page_size: page_size.to_owned(), limit };
+    // A kubelet sends one for each size of the host, which the guest's kernel may not have.
+    let limits = vec![limit("2MB", 4 << 20), limit("64KB", 0)];
+    let seen = s.script("cat /sys/fs/cgroup/hugetlb.2MB.max", |spec| spec.resources(|r| r.hugepage_limits = limits))?;
+    same("hugetlb.2MB.max", &seen, "4194304")?;
+    let absent = s.f.shell("true")?.resources(|r| r.hugepage_limits = vec![limit("64KB", 65_536)]);
+    let error = s.pod.create(&absent).err().context("pages that the kernel does not have are given")?;
+    ensure!(error.message.contains("hugetlb.64KB.max"), "{error}");
+    Ok(())
+}
+
+fn an_update_changes_the_oom_score(s: &mut Suite) -> Result<()> {
+    let script = "sleep 1000 & echo up; wait";
+    let container = s.pod.start(&s.f.shell(script)?.resources(|r| r.oom_score_adj = 300))?;
+    container.says("up")?;
+    let changes = cri::LinuxContainerResources { oom_score_adj: 600, ..Default::default() };
+    s.f.cri().update_container_resources(cri::UpdateContainerResourcesRequest {
+        container_id: container.id.clone(),
+        linux: Some(changes),
+        ..Default::default()
+    })?;
+    let seen = container.exec(&["sh", "-c", "cat /proc/[0-9]*/oom_score_adj | sort -u"])?.stdout;
+    same("of what runs, and of what is executed from now on", seen.trim(), "600")
 }
 
 fn memory_beyond_the_limit_is_an_oom_kill(s: &mut Suite) -> Result<()> {

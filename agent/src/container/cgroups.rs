@@ -16,6 +16,11 @@ const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Missing on kernels without swap, which have nothing to limit.
 const SWAP_LIMIT: &str = "memory.swap.max";
 
+/// No huge pages of a size that a kernel does not have, or does not count: a kubelet says so of every size of the host.
+fn is_no_huge_pages((file, value): &Setting) -> bool {
+    file.starts_with("hugetlb.") && value == "0"
+}
+
 /// Why a cgroup operation failed.
 #[derive(Debug, Error)]
 pub enum CgroupError {
@@ -115,7 +120,8 @@ impl PodCgroup {
     #[must_use]
     pub fn applicable(&self, settings: Vec<Setting>) -> (Vec<Setting>, Vec<String>) {
         let (apply, rest): (Vec<_>, Vec<_>) = settings.into_iter().partition(|(file, _)| self.has(file));
-        (apply, rest.into_iter().map(|(file, _)| file).collect())
+        let missing = rest.into_iter().filter(|setting| !is_no_huge_pages(setting));
+        (apply, missing.map(|(file, _)| file).collect())
     }
 
     fn has(&self, file: &str) -> bool {
@@ -158,8 +164,9 @@ impl Cgroup {
     /// The first that is refused.
     pub fn apply(&self, settings: &[Setting]) -> Result<(), CgroupError> {
         let mut done: Vec<Setting> = Vec::new();
-        for (file, value) in settings {
-            if file == SWAP_LIMIT && !self.path.join(file).exists() {
+        for setting in settings {
+            let (file, value) = setting;
+            if (file == SWAP_LIMIT || is_no_huge_pages(setting)) && !self.path.join(file).exists() {
                 continue;
             }
             let before = self.read(file);

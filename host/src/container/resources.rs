@@ -4,6 +4,8 @@ use bulkhead_proto::{agent, cri};
 
 /// The agent's form of the CRI's limits.
 pub(super) fn to_agent(r: &cri::LinuxContainerResources) -> agent::Resources {
+    let huge_pages =
+        r.hugepage_limits.iter().map(|limit| (format!("hugetlb.{}.max", limit.page_size), limit.limit.to_string()));
     agent::Resources {
         cpu_quota_us: r.cpu_quota,
         cpu_period_us: u64::try_from(r.cpu_period).unwrap_or(0),
@@ -12,7 +14,8 @@ pub(super) fn to_agent(r: &cri::LinuxContainerResources) -> agent::Resources {
         cpuset_mems: r.cpuset_mems.clone(),
         memory_limit_bytes: r.memory_limit_in_bytes,
         memory_swap_limit_bytes: r.memory_swap_limit_in_bytes,
-        unified: r.unified.clone().into_iter().collect(),
+        // What is asked for by its own name goes before.
+        unified: huge_pages.chain(r.unified.clone()).collect(),
         ..Default::default()
     }
 }
@@ -51,6 +54,18 @@ pub(super) fn merge(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_have_files_by_their_size() {
+        let limit = |size: &str, limit| cri::HugepageLimit { page_size: size.into(), limit };
+        let resources = cri::LinuxContainerResources {
+            hugepage_limits: vec![limit("2MB", 4 << 20), limit("1GB", 0)],
+            unified: [("hugetlb.1GB.max".to_owned(), "max".to_owned())].into(),
+            ..Default::default()
+        };
+        let unified = to_agent(&resources).unified;
+        assert_eq!((unified["hugetlb.2MB.max"].as_str(), unified["hugetlb.1GB.max"].as_str()), ("4194304", "max"));
+    }
 
     #[test]
     fn zeros_keep_what_was() {

@@ -5990,6 +5990,8 @@ pub struct UpdateContainerRequest {
     pub container_id: ::std::string::String,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.UpdateContainerRequest.resources)
     pub resources: ::protobuf::MessageField<Resources>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.UpdateContainerRequest.oom_score_adj)
+    pub oom_score_adj: ::std::option::Option<i32>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.UpdateContainerRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -6007,7 +6009,7 @@ impl UpdateContainerRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut fields = ::std::vec::Vec::with_capacity(3);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "container_id",
@@ -6018,6 +6020,11 @@ impl UpdateContainerRequest {
             "resources",
             |m: &UpdateContainerRequest| { &m.resources },
             |m: &mut UpdateContainerRequest| { &mut m.resources },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
+            "oom_score_adj",
+            |m: &UpdateContainerRequest| { &m.oom_score_adj },
+            |m: &mut UpdateContainerRequest| { &mut m.oom_score_adj },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<UpdateContainerRequest>(
             "UpdateContainerRequest",
@@ -6043,6 +6050,9 @@ impl ::protobuf::Message for UpdateContainerRequest {
                 18 => {
                     ::protobuf::rt::read_singular_message_into_field(is, &mut self.resources)?;
                 },
+                24 => {
+                    self.oom_score_adj = ::std::option::Option::Some(is.read_int32()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -6062,6 +6072,9 @@ impl ::protobuf::Message for UpdateContainerRequest {
             let len = v.compute_size();
             my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         }
+        if let Some(v) = self.oom_score_adj {
+            my_size += ::protobuf::rt::int32_size(3, v);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -6073,6 +6086,9 @@ impl ::protobuf::Message for UpdateContainerRequest {
         }
         if let Some(v) = self.resources.as_ref() {
             ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        }
+        if let Some(v) = self.oom_score_adj {
+            os.write_int32(3, v)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -6093,6 +6109,7 @@ impl ::protobuf::Message for UpdateContainerRequest {
     fn clear(&mut self) {
         self.container_id.clear();
         self.resources.clear();
+        self.oom_score_adj = ::std::option::Option::None;
         self.special_fields.clear();
     }
 
@@ -6100,6 +6117,7 @@ impl ::protobuf::Message for UpdateContainerRequest {
         static instance: UpdateContainerRequest = UpdateContainerRequest {
             container_id: ::std::string::String::new(),
             resources: ::protobuf::MessageField::none(),
+            oom_score_adj: ::std::option::Option::None,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -10965,124 +10983,125 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\"<\n\x16Start\
     ContainerResponse\x12\"\n\rstarted_at_ns\x18\x01\x20\x01(\x03R\x0bstarte\
     dAtNs\";\n\x16RemoveContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
-    \x01(\tR\x0bcontainerId\"\x19\n\x17RemoveContainerResponse\"w\n\x16Updat\
-    eContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontaine\
-    rId\x12:\n\tresources\x18\x02\x20\x01(\x0b2\x1c.bulkhead.agent.v1.Resour\
-    cesR\tresources\"\x19\n\x17UpdateContainerResponse\"(\n\x0eSetCpusReques\
-    t\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\")\n\x0fSetCpusRespo\
-    nse\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\"\x86\x01\n\x12Exe\
-    cProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerI\
-    d\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x124\n\x07process\
-    \x18\x03\x20\x01(\x0b2\x1a.bulkhead.agent.v1.ProcessR\x07process\"'\n\
-    \x13ExecProcessResponse\x12\x10\n\x03pid\x18\x01\x20\x01(\rR\x03pid\"|\n\
-    \x14SignalProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bc\
-    ontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x16\n\
-    \x06signal\x18\x03\x20\x01(\rR\x06signal\x12\x10\n\x03all\x18\x04\x20\
-    \x01(\x08R\x03all\"\x17\n\x15SignalProcessResponse\"P\n\x12WaitProcessRe\
-    quest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\
-    \n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"L\n\x13WaitProcessResponse\
-    \x125\n\x06status\x18\x01\x20\x01(\x0b2\x1d.bulkhead.agent.v1.ExitStatus\
-    R\x06status\"R\n\x14RemoveProcessRequest\x12!\n\x0ccontainer_id\x18\x01\
+    \x01(\tR\x0bcontainerId\"\x19\n\x17RemoveContainerResponse\"\xb2\x01\n\
+    \x16UpdateContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
+    \x0bcontainerId\x12:\n\tresources\x18\x02\x20\x01(\x0b2\x1c.bulkhead.age\
+    nt.v1.ResourcesR\tresources\x12'\n\room_score_adj\x18\x03\x20\x01(\x05H\
+    \0R\x0boomScoreAdj\x88\x01\x01B\x10\n\x0e_oom_score_adj\"\x19\n\x17Updat\
+    eContainerResponse\"(\n\x0eSetCpusRequest\x12\x16\n\x06online\x18\x01\
+    \x20\x01(\rR\x06online\")\n\x0fSetCpusResponse\x12\x16\n\x06online\x18\
+    \x01\x20\x01(\rR\x06online\"\x86\x01\n\x12ExecProcessRequest\x12!\n\x0cc\
+    ontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\
+    \x02\x20\x01(\tR\x06execId\x124\n\x07process\x18\x03\x20\x01(\x0b2\x1a.b\
+    ulkhead.agent.v1.ProcessR\x07process\"'\n\x13ExecProcessResponse\x12\x10\
+    \n\x03pid\x18\x01\x20\x01(\rR\x03pid\"|\n\x14SignalProcessRequest\x12!\n\
+    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\
+    \x18\x02\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x03\x20\x01(\rR\
+    \x06signal\x12\x10\n\x03all\x18\x04\x20\x01(\x08R\x03all\"\x17\n\x15Sign\
+    alProcessResponse\"P\n\x12WaitProcessRequest\x12!\n\x0ccontainer_id\x18\
+    \x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\
+    \x06execId\"L\n\x13WaitProcessResponse\x125\n\x06status\x18\x01\x20\x01(\
+    \x0b2\x1d.bulkhead.agent.v1.ExitStatusR\x06status\"R\n\x14RemoveProcessR\
+    equest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\
+    \n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"\x17\n\x15RemoveProcessResp\
+    onse\"\x81\x01\n\x15ResizeTerminalRequest\x12!\n\x0ccontainer_id\x18\x01\
     \x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06\
-    execId\"\x17\n\x15RemoveProcessResponse\"\x81\x01\n\x15ResizeTerminalReq\
-    uest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\
-    \x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x03\x20\
-    \x01(\rR\x04rows\x12\x18\n\x07columns\x18\x04\x20\x01(\rR\x07columns\"\
-    \x18\n\x16ResizeTerminalResponse\"e\n\nExitStatus\x12\x12\n\x04code\x18\
-    \x01\x20\x01(\x05R\x04code\x12\x1d\n\noom_killed\x18\x02\x20\x01(\x08R\t\
-    oomKilled\x12$\n\x0efinished_at_ns\x18\x03\x20\x01(\x03R\x0cfinishedAtNs\
-    \"3\n\x0cStatsRequest\x12#\n\rcontainer_ids\x18\x01\x20\x03(\tR\x0cconta\
-    inerIds\"\xc7\x01\n\rStatsResponse\x12A\n\ncontainers\x18\x01\x20\x03(\
-    \x0b2!.bulkhead.agent.v1.ContainerStatsR\ncontainers\x12A\n\ninterfaces\
-    \x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1.InterfaceStatsR\ninterfaces\
-    \x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\
-    \x03pod\"\x95\x03\n\x0eContainerStats\x12!\n\x0ccontainer_id\x18\x01\x20\
-    \x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\x02\x20\x01(\x0b2\x1e.bulkh\
-    ead.agent.v1.CgroupStatsR\x06cgroup\x12/\n\x11rootfs_used_bytes\x18\x03\
-    \x20\x01(\x04H\0R\x0frootfsUsedBytes\x88\x01\x01\x121\n\x12rootfs_used_i\
-    nodes\x18\x04\x20\x01(\x04H\x01R\x10rootfsUsedInodes\x88\x01\x01\x12!\n\
-    \tprocesses\x18\x05\x20\x01(\x04H\x02R\tprocesses\x88\x01\x01\x12/\n\x14\
-    rootfs_counted_at_ns\x18\x06\x20\x01(\x03R\x11rootfsCountedAtNs\x125\n\
-    \x06layers\x18\x07\x20\x01(\x0b2\x1d.bulkhead.agent.v1.FileSystemR\x06la\
-    yersB\x14\n\x12_rootfs_used_bytesB\x15\n\x13_rootfs_used_inodesB\x0c\n\n\
-    _processes\"\x9a\x01\n\nFileSystem\x12\x1f\n\x0btotal_bytes\x18\x01\x20\
-    \x01(\x04R\ntotalBytes\x12'\n\x0favailable_bytes\x18\x02\x20\x01(\x04R\
-    \x0eavailableBytes\x12!\n\x0ctotal_inodes\x18\x03\x20\x01(\x04R\x0btotal\
-    Inodes\x12\x1f\n\x0bfree_inodes\x18\x04\x20\x01(\x04R\nfreeInodes\"\x92\
-    \x0e\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\x20\x01(\x03R\x0bti\
-    mestampNs\x12%\n\x0ccpu_usage_ns\x18\x02\x20\x01(\x04H\0R\ncpuUsageNs\
-    \x88\x01\x01\x121\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04H\x01R\x10\
-    memoryUsageBytes\x88\x01\x01\x12<\n\x18memory_working_set_bytes\x18\x04\
-    \x20\x01(\x04H\x02R\x15memoryWorkingSetBytes\x88\x01\x01\x12-\n\x10memor\
-    y_rss_bytes\x18\x05\x20\x01(\x04H\x03R\x0ememoryRssBytes\x88\x01\x01\x12\
-    1\n\x12memory_page_faults\x18\x06\x20\x01(\x04H\x04R\x10memoryPageFaults\
-    \x88\x01\x01\x12<\n\x18memory_major_page_faults\x18\x07\x20\x01(\x04H\
-    \x05R\x15memoryMajorPageFaults\x88\x01\x01\x121\n\x12memory_limit_bytes\
-    \x18\x08\x20\x01(\x04H\x06R\x10memoryLimitBytes\x88\x01\x01\x12-\n\x10sw\
-    ap_usage_bytes\x18\t\x20\x01(\x04H\x07R\x0eswapUsageBytes\x88\x01\x01\
-    \x12&\n\x0cpids_current\x18\n\x20\x01(\x04H\x08R\x0bpidsCurrent\x88\x01\
-    \x01\x12#\n\x0bcpu_user_ns\x18\x0b\x20\x01(\x04H\tR\tcpuUserNs\x88\x01\
-    \x01\x12'\n\rcpu_system_ns\x18\x0c\x20\x01(\x04H\nR\x0bcpuSystemNs\x88\
-    \x01\x01\x12$\n\x0bcpu_periods\x18\r\x20\x01(\x04H\x0bR\ncpuPeriods\x88\
-    \x01\x01\x127\n\x15cpu_throttled_periods\x18\x0e\x20\x01(\x04H\x0cR\x13c\
-    puThrottledPeriods\x88\x01\x01\x12-\n\x10cpu_throttled_ns\x18\x0f\x20\
-    \x01(\x04H\rR\x0ecpuThrottledNs\x88\x01\x01\x121\n\x12memory_cache_bytes\
-    \x18\x10\x20\x01(\x04H\x0eR\x10memoryCacheBytes\x88\x01\x01\x123\n\x13me\
-    mory_kernel_bytes\x18\x11\x20\x01(\x04H\x0fR\x11memoryKernelBytes\x88\
-    \x01\x01\x12<\n\x18memory_mapped_file_bytes\x18\x12\x20\x01(\x04H\x10R\
-    \x15memoryMappedFileBytes\x88\x01\x01\x12/\n\x11memory_peak_bytes\x18\
-    \x13\x20\x01(\x04H\x11R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n\x11memory_\
-    limit_hits\x18\x14\x20\x01(\x04H\x12R\x0fmemoryLimitHits\x88\x01\x01\x12\
-    \x20\n\toom_kills\x18\x15\x20\x01(\x04H\x13R\x08oomKills\x88\x01\x01\x12\
-    -\n\x10swap_limit_bytes\x18\x16\x20\x01(\x04H\x14R\x0eswapLimitBytes\x88\
-    \x01\x01\x12\"\n\npids_limit\x18\x17\x20\x01(\x04H\x15R\tpidsLimit\x88\
-    \x01\x01\x12>\n\x0ccpu_pressure\x18\x18\x20\x01(\x0b2\x1b.bulkhead.agent\
-    .v1.PressureR\x0bcpuPressure\x12D\n\x0fmemory_pressure\x18\x19\x20\x01(\
-    \x0b2\x1b.bulkhead.agent.v1.PressureR\x0ememoryPressure\x12<\n\x0bio_pre\
-    ssure\x18\x1a\x20\x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\nioPressure\
-    \x12+\n\x02io\x18\x1b\x20\x03(\x0b2\x1b.bulkhead.agent.v1.DeviceIoR\x02i\
-    oB\x0f\n\r_cpu_usage_nsB\x15\n\x13_memory_usage_bytesB\x1b\n\x19_memory_\
-    working_set_bytesB\x13\n\x11_memory_rss_bytesB\x15\n\x13_memory_page_fau\
-    ltsB\x1b\n\x19_memory_major_page_faultsB\x15\n\x13_memory_limit_bytesB\
-    \x13\n\x11_swap_usage_bytesB\x0f\n\r_pids_currentB\x0e\n\x0c_cpu_user_ns\
-    B\x10\n\x0e_cpu_system_nsB\x0e\n\x0c_cpu_periodsB\x18\n\x16_cpu_throttle\
-    d_periodsB\x13\n\x11_cpu_throttled_nsB\x15\n\x13_memory_cache_bytesB\x16\
-    \n\x14_memory_kernel_bytesB\x1b\n\x19_memory_mapped_file_bytesB\x14\n\
-    \x12_memory_peak_bytesB\x14\n\x12_memory_limit_hitsB\x0c\n\n_oom_killsB\
-    \x13\n\x11_swap_limit_bytesB\r\n\x0b_pids_limit\"t\n\x08Pressure\x123\n\
-    \x04some\x18\x01\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLineR\x04so\
-    me\x123\n\x04full\x18\x02\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLi\
-    neR\x04full\"m\n\x0cPressureLine\x12\x14\n\x05avg10\x18\x01\x20\x01(\x01\
-    R\x05avg10\x12\x14\n\x05avg60\x18\x02\x20\x01(\x01R\x05avg60\x12\x16\n\
-    \x06avg300\x18\x03\x20\x01(\x01R\x06avg300\x12\x19\n\x08total_us\x18\x04\
-    \x20\x01(\x04R\x07totalUs\"\xa8\x01\n\x08DeviceIo\x12\x14\n\x05major\x18\
-    \x01\x20\x01(\rR\x05major\x12\x14\n\x05minor\x18\x02\x20\x01(\rR\x05mino\
-    r\x12\x1d\n\nread_bytes\x18\x03\x20\x01(\x04R\treadBytes\x12#\n\rwritten\
-    _bytes\x18\x04\x20\x01(\x04R\x0cwrittenBytes\x12\x14\n\x05reads\x18\x05\
-    \x20\x01(\x04R\x05reads\x12\x16\n\x06writes\x18\x06\x20\x01(\x04R\x06wri\
-    tes\"\x90\x02\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
-    \x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1b\
-    \n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08tx_bytes\
-    \x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\x20\x01(\
-    \x04R\x08txErrors\x12\x1d\n\nrx_packets\x18\x06\x20\x01(\x04R\trxPackets\
-    \x12\x1d\n\nrx_dropped\x18\x07\x20\x01(\x04R\trxDropped\x12\x1d\n\ntx_pa\
-    ckets\x18\x08\x20\x01(\x04R\ttxPackets\x12\x1d\n\ntx_dropped\x18\t\x20\
-    \x01(\x04R\ttxDropped\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResp\
-    onse\"\x8c\x01\n\nStdioHello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
-    \x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\
-    \x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\
-    \x18\x04\x20\x01(\x08R\x05stdin\x12\x12\n\x04port\x18\x05\x20\x01(\rR\
-    \x04port*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\0\x12\
-    \x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARED\x10\
-    \x02*O\n\nSeccompAbi\x12\x16\n\x12SECCOMP_ABI_X86_64\x10\0\x12\x13\n\x0f\
-    SECCOMP_ABI_X32\x10\x01\x12\x14\n\x10SECCOMP_ABI_I386\x10\x02*\x84\x02\n\
-    \x11SeccompComparison\x12\x1c\n\x18SECCOMP_COMPARISON_EQUAL\x10\0\x12\
-    \x20\n\x1cSECCOMP_COMPARISON_NOT_EQUAL\x10\x01\x12\x1b\n\x17SECCOMP_COMP\
-    ARISON_LESS\x10\x02\x12$\n\x20SECCOMP_COMPARISON_LESS_OR_EQUAL\x10\x03\
-    \x12\x1e\n\x1aSECCOMP_COMPARISON_GREATER\x10\x04\x12'\n#SECCOMP_COMPARIS\
-    ON_GREATER_OR_EQUAL\x10\x05\x12#\n\x1fSECCOMP_COMPARISON_MASKED_EQUAL\
-    \x10\x06*\xd3\x01\n\x11SeccompActionKind\x12\x1f\n\x1bSECCOMP_ACTION_KIL\
-    L_PROCESS\x10\0\x12\x1e\n\x1aSECCOMP_ACTION_KILL_THREAD\x10\x01\x12\x17\
+    execId\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04rows\x12\x18\n\x07column\
+    s\x18\x04\x20\x01(\rR\x07columns\"\x18\n\x16ResizeTerminalResponse\"e\n\
+    \nExitStatus\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x1d\n\n\
+    oom_killed\x18\x02\x20\x01(\x08R\toomKilled\x12$\n\x0efinished_at_ns\x18\
+    \x03\x20\x01(\x03R\x0cfinishedAtNs\"3\n\x0cStatsRequest\x12#\n\rcontaine\
+    r_ids\x18\x01\x20\x03(\tR\x0ccontainerIds\"\xc7\x01\n\rStatsResponse\x12\
+    A\n\ncontainers\x18\x01\x20\x03(\x0b2!.bulkhead.agent.v1.ContainerStatsR\
+    \ncontainers\x12A\n\ninterfaces\x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1\
+    .InterfaceStatsR\ninterfaces\x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bul\
+    khead.agent.v1.CgroupStatsR\x03pod\"\x95\x03\n\x0eContainerStats\x12!\n\
+    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\
+    \x02\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\x06cgroup\x12/\n\
+    \x11rootfs_used_bytes\x18\x03\x20\x01(\x04H\0R\x0frootfsUsedBytes\x88\
+    \x01\x01\x121\n\x12rootfs_used_inodes\x18\x04\x20\x01(\x04H\x01R\x10root\
+    fsUsedInodes\x88\x01\x01\x12!\n\tprocesses\x18\x05\x20\x01(\x04H\x02R\tp\
+    rocesses\x88\x01\x01\x12/\n\x14rootfs_counted_at_ns\x18\x06\x20\x01(\x03\
+    R\x11rootfsCountedAtNs\x125\n\x06layers\x18\x07\x20\x01(\x0b2\x1d.bulkhe\
+    ad.agent.v1.FileSystemR\x06layersB\x14\n\x12_rootfs_used_bytesB\x15\n\
+    \x13_rootfs_used_inodesB\x0c\n\n_processes\"\x9a\x01\n\nFileSystem\x12\
+    \x1f\n\x0btotal_bytes\x18\x01\x20\x01(\x04R\ntotalBytes\x12'\n\x0favaila\
+    ble_bytes\x18\x02\x20\x01(\x04R\x0eavailableBytes\x12!\n\x0ctotal_inodes\
+    \x18\x03\x20\x01(\x04R\x0btotalInodes\x12\x1f\n\x0bfree_inodes\x18\x04\
+    \x20\x01(\x04R\nfreeInodes\"\x92\x0e\n\x0bCgroupStats\x12!\n\x0ctimestam\
+    p_ns\x18\x01\x20\x01(\x03R\x0btimestampNs\x12%\n\x0ccpu_usage_ns\x18\x02\
+    \x20\x01(\x04H\0R\ncpuUsageNs\x88\x01\x01\x121\n\x12memory_usage_bytes\
+    \x18\x03\x20\x01(\x04H\x01R\x10memoryUsageBytes\x88\x01\x01\x12<\n\x18me\
+    mory_working_set_bytes\x18\x04\x20\x01(\x04H\x02R\x15memoryWorkingSetByt\
+    es\x88\x01\x01\x12-\n\x10memory_rss_bytes\x18\x05\x20\x01(\x04H\x03R\x0e\
+    memoryRssBytes\x88\x01\x01\x121\n\x12memory_page_faults\x18\x06\x20\x01(\
+    \x04H\x04R\x10memoryPageFaults\x88\x01\x01\x12<\n\x18memory_major_page_f\
+    aults\x18\x07\x20\x01(\x04H\x05R\x15memoryMajorPageFaults\x88\x01\x01\
+    \x121\n\x12memory_limit_bytes\x18\x08\x20\x01(\x04H\x06R\x10memoryLimitB\
+    ytes\x88\x01\x01\x12-\n\x10swap_usage_bytes\x18\t\x20\x01(\x04H\x07R\x0e\
+    swapUsageBytes\x88\x01\x01\x12&\n\x0cpids_current\x18\n\x20\x01(\x04H\
+    \x08R\x0bpidsCurrent\x88\x01\x01\x12#\n\x0bcpu_user_ns\x18\x0b\x20\x01(\
+    \x04H\tR\tcpuUserNs\x88\x01\x01\x12'\n\rcpu_system_ns\x18\x0c\x20\x01(\
+    \x04H\nR\x0bcpuSystemNs\x88\x01\x01\x12$\n\x0bcpu_periods\x18\r\x20\x01(\
+    \x04H\x0bR\ncpuPeriods\x88\x01\x01\x127\n\x15cpu_throttled_periods\x18\
+    \x0e\x20\x01(\x04H\x0cR\x13cpuThrottledPeriods\x88\x01\x01\x12-\n\x10cpu\
+    _throttled_ns\x18\x0f\x20\x01(\x04H\rR\x0ecpuThrottledNs\x88\x01\x01\x12\
+    1\n\x12memory_cache_bytes\x18\x10\x20\x01(\x04H\x0eR\x10memoryCacheBytes\
+    \x88\x01\x01\x123\n\x13memory_kernel_bytes\x18\x11\x20\x01(\x04H\x0fR\
+    \x11memoryKernelBytes\x88\x01\x01\x12<\n\x18memory_mapped_file_bytes\x18\
+    \x12\x20\x01(\x04H\x10R\x15memoryMappedFileBytes\x88\x01\x01\x12/\n\x11m\
+    emory_peak_bytes\x18\x13\x20\x01(\x04H\x11R\x0fmemoryPeakBytes\x88\x01\
+    \x01\x12/\n\x11memory_limit_hits\x18\x14\x20\x01(\x04H\x12R\x0fmemoryLim\
+    itHits\x88\x01\x01\x12\x20\n\toom_kills\x18\x15\x20\x01(\x04H\x13R\x08oo\
+    mKills\x88\x01\x01\x12-\n\x10swap_limit_bytes\x18\x16\x20\x01(\x04H\x14R\
+    \x0eswapLimitBytes\x88\x01\x01\x12\"\n\npids_limit\x18\x17\x20\x01(\x04H\
+    \x15R\tpidsLimit\x88\x01\x01\x12>\n\x0ccpu_pressure\x18\x18\x20\x01(\x0b\
+    2\x1b.bulkhead.agent.v1.PressureR\x0bcpuPressure\x12D\n\x0fmemory_pressu\
+    re\x18\x19\x20\x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\x0ememoryPressu\
+    re\x12<\n\x0bio_pressure\x18\x1a\x20\x01(\x0b2\x1b.bulkhead.agent.v1.Pre\
+    ssureR\nioPressure\x12+\n\x02io\x18\x1b\x20\x03(\x0b2\x1b.bulkhead.agent\
+    .v1.DeviceIoR\x02ioB\x0f\n\r_cpu_usage_nsB\x15\n\x13_memory_usage_bytesB\
+    \x1b\n\x19_memory_working_set_bytesB\x13\n\x11_memory_rss_bytesB\x15\n\
+    \x13_memory_page_faultsB\x1b\n\x19_memory_major_page_faultsB\x15\n\x13_m\
+    emory_limit_bytesB\x13\n\x11_swap_usage_bytesB\x0f\n\r_pids_currentB\x0e\
+    \n\x0c_cpu_user_nsB\x10\n\x0e_cpu_system_nsB\x0e\n\x0c_cpu_periodsB\x18\
+    \n\x16_cpu_throttled_periodsB\x13\n\x11_cpu_throttled_nsB\x15\n\x13_memo\
+    ry_cache_bytesB\x16\n\x14_memory_kernel_bytesB\x1b\n\x19_memory_mapped_f\
+    ile_bytesB\x14\n\x12_memory_peak_bytesB\x14\n\x12_memory_limit_hitsB\x0c\
+    \n\n_oom_killsB\x13\n\x11_swap_limit_bytesB\r\n\x0b_pids_limit\"t\n\x08P\
+    ressure\x123\n\x04some\x18\x01\x20\x01(\x0b2\x1f.bulkhead.agent.v1.Press\
+    ureLineR\x04some\x123\n\x04full\x18\x02\x20\x01(\x0b2\x1f.bulkhead.agent\
+    .v1.PressureLineR\x04full\"m\n\x0cPressureLine\x12\x14\n\x05avg10\x18\
+    \x01\x20\x01(\x01R\x05avg10\x12\x14\n\x05avg60\x18\x02\x20\x01(\x01R\x05\
+    avg60\x12\x16\n\x06avg300\x18\x03\x20\x01(\x01R\x06avg300\x12\x19\n\x08t\
+    otal_us\x18\x04\x20\x01(\x04R\x07totalUs\"\xa8\x01\n\x08DeviceIo\x12\x14\
+    \n\x05major\x18\x01\x20\x01(\rR\x05major\x12\x14\n\x05minor\x18\x02\x20\
+    \x01(\rR\x05minor\x12\x1d\n\nread_bytes\x18\x03\x20\x01(\x04R\treadBytes\
+    \x12#\n\rwritten_bytes\x18\x04\x20\x01(\x04R\x0cwrittenBytes\x12\x14\n\
+    \x05reads\x18\x05\x20\x01(\x04R\x05reads\x12\x16\n\x06writes\x18\x06\x20\
+    \x01(\x04R\x06writes\"\x90\x02\n\x0eInterfaceStats\x12\x12\n\x04name\x18\
+    \x01\x20\x01(\tR\x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07\
+    rxBytes\x12\x1b\n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\
+    \x08tx_bytes\x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\
+    \x05\x20\x01(\x04R\x08txErrors\x12\x1d\n\nrx_packets\x18\x06\x20\x01(\
+    \x04R\trxPackets\x12\x1d\n\nrx_dropped\x18\x07\x20\x01(\x04R\trxDropped\
+    \x12\x1d\n\ntx_packets\x18\x08\x20\x01(\x04R\ttxPackets\x12\x1d\n\ntx_dr\
+    opped\x18\t\x20\x01(\x04R\ttxDropped\"\x11\n\x0fShutdownRequest\"\x12\n\
+    \x10ShutdownResponse\"\x8c\x01\n\nStdioHello\x12!\n\x0ccontainer_id\x18\
+    \x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\
+    \x06execId\x12\x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\
+    \n\x05stdin\x18\x04\x20\x01(\x08R\x05stdin\x12\x12\n\x04port\x18\x05\x20\
+    \x01(\rR\x04port*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\
+    \0\x12\x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARE\
+    D\x10\x02*O\n\nSeccompAbi\x12\x16\n\x12SECCOMP_ABI_X86_64\x10\0\x12\x13\
+    \n\x0fSECCOMP_ABI_X32\x10\x01\x12\x14\n\x10SECCOMP_ABI_I386\x10\x02*\x84\
+    \x02\n\x11SeccompComparison\x12\x1c\n\x18SECCOMP_COMPARISON_EQUAL\x10\0\
+    \x12\x20\n\x1cSECCOMP_COMPARISON_NOT_EQUAL\x10\x01\x12\x1b\n\x17SECCOMP_\
+    COMPARISON_LESS\x10\x02\x12$\n\x20SECCOMP_COMPARISON_LESS_OR_EQUAL\x10\
+    \x03\x12\x1e\n\x1aSECCOMP_COMPARISON_GREATER\x10\x04\x12'\n#SECCOMP_COMP\
+    ARISON_GREATER_OR_EQUAL\x10\x05\x12#\n\x1fSECCOMP_COMPARISON_MASKED_EQUA\
+    L\x10\x06*\xd3\x01\n\x11SeccompActionKind\x12\x1f\n\x1bSECCOMP_ACTION_KI\
+    LL_PROCESS\x10\0\x12\x1e\n\x1aSECCOMP_ACTION_KILL_THREAD\x10\x01\x12\x17\
     \n\x13SECCOMP_ACTION_TRAP\x10\x02\x12\x18\n\x14SECCOMP_ACTION_ERRNO\x10\
     \x03\x12\x18\n\x14SECCOMP_ACTION_TRACE\x10\x04\x12\x16\n\x12SECCOMP_ACTI\
     ON_LOG\x10\x05\x12\x18\n\x14SECCOMP_ACTION_ALLOW\x10\x06*[\n\x07PidMode\
