@@ -9,8 +9,8 @@ use protobuf::Message;
 use super::host_access::HostAccess;
 use super::record::{ContainerRecord, Identity};
 use super::{
-    Container, ContainerError, ContainerEvent, ContainerState, devices, log, remove, resources, seccomp, security,
-    spec, volumes, watch,
+    Container, ContainerError, ContainerEvent, ContainerState, devices, log, recover, remove, resources, seccomp,
+    security, spec, volumes, watch,
 };
 use crate::image::{Image, ImageId, ImageRoot};
 use crate::journaled::Journaled;
@@ -46,7 +46,12 @@ pub async fn create(
     let key = format!("{}/{}/{}", sandbox.id, metadata.name, metadata.attempt);
     let interrupted = ContainerError::Interrupted { id: format!("{} of sandbox {}", metadata.name, sandbox.id) };
     let (maker, target) = (node.clone(), sandbox.clone());
-    node.container_creations.join(&key, interrupted, || async move { create_now(&maker, &target, config).await }).await
+    let exists = |id: &str| {
+        let found = node.containers.find("container", id);
+        found.is_ok_and(|found| found.record.get().state != ContainerState::Removing)
+    };
+    let make = || async move { create_now(&maker, &target, config).await };
+    node.container_creations.join(&key, interrupted, exists, make).await
 }
 
 async fn create_now(
@@ -104,16 +109,28 @@ fn find_image(node: &Node, config: &cri::ContainerConfig) -> Result<Image, Conta
     node.images.find(&name).ok_or(ContainerError::NoImage { image: name })
 }
 
-/// Two containers of one pod never share name and attempt. Asked where no other creation of this name can run.
-fn refuse_twin(node: &Node, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<(), ContainerError> {
+/// Two containers of one pod never share name and attempt, but for one whose removal, or the undoing of its creation, did
+/// not get through: nobody lists it, so nobody would remove it to make room. Asked where no other creation of this name
+/// can run.
+fn refuse_twin(node: &Arc<Node>, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Result<(), ContainerError> {
     let metadata = config.metadata.clone().unwrap_or_default();
-    let twin = super::of_sandbox(node, &sandbox.id).into_iter().find(|other| other.record.get().metadata() == metadata);
-    match twin {
-        None => Ok(()),
-        Some(twin) => {
-            Err(ContainerError::Exists { name: metadata.name, sandbox: sandbox.id.clone(), id: twin.id.clone() })
+    for twin in super::of_sandbox(node, &sandbox.id) {
+        let record = twin.record.get();
+        if record.metadata() != metadata {
+            continue;
         }
+        if !matches!(record.state, ContainerState::Creating | ContainerState::Removing) {
+            let (name, sandbox) = (metadata.name, sandbox.id.clone());
+            return Err(ContainerError::Exists { name, sandbox, id: twin.id.clone() });
+        }
+        let node = node.clone();
+        tokio::spawn(async move {
+            if let Err(error) = recover::undo(&node, &twin).await {
+                tracing::warn!(container = %twin.id, error = %crate::error_text(&error), "still cannot be removed");
+            }
+        });
     }
+    Ok(())
 }
 
 /// What the agent and the machine will be told.

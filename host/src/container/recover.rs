@@ -41,7 +41,13 @@ async fn recover_one(node: &Arc<Node>, container: &Arc<Container>) -> Result<(),
     }
 }
 
-async fn undo(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
+/// Takes away what is left of a container that nobody wants. Idempotent.
+pub(super) async fn undo(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    let (node, target) = (node.clone(), container.clone());
+    container.operate(async move { undo_now(&node, &target).await }).await
+}
+
+async fn undo_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
     container.take(ContainerEvent::Remove).await?;
     remove::release(node, &container.record.get()).await?;
     container.record.forget().await?;

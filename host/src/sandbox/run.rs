@@ -37,7 +37,8 @@ pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str)
             None => create(maker, config, name, handler).await,
         }
     };
-    node.sandbox_creations.join(&key, interrupted, make).await
+    let exists = |id: &str| node.sandboxes.find("sandbox", id).is_ok_and(|s| s.live("finding it again").is_ok());
+    node.sandbox_creations.join(&key, interrupted, exists, make).await
 }
 
 fn resolve_handler(node: &Node, asked: &str) -> Result<(String, RuntimeHandlerConfig), SandboxError> {
