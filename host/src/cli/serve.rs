@@ -23,6 +23,10 @@ pub(super) fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    match sys::open_files::raise() {
+        Ok((before, now)) => tracing::info!(before, now, "descriptors that may be open at once (RLIMIT_NOFILE)"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors (RLIMIT_NOFILE)"),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(config))
 }
