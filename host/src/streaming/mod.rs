@@ -9,6 +9,7 @@
 
 mod config;
 mod idle;
+mod peer;
 mod port_forward;
 mod remote_command;
 mod server;

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
+use super::peer::{Link, Peer};
 use super::remote_command::{self, Timeouts};
 use super::upgrade::{self, Spoken};
 use super::websocket;
@@ -98,7 +99,8 @@ pub async fn serve(node: Arc<Node>, listener: Listener) {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let connection = Connection { node: node.clone(), timeouts, place: Arc::new(place) };
+                let (node, peer) = (node.clone(), Arc::new(Peer::of(&stream)));
+                let connection = Connection { node, timeouts, place: Arc::new(place), peer };
                 tokio::spawn(connection.serve(stream, tls.clone()));
             }
             Err(error) => {
@@ -115,6 +117,7 @@ struct Connection {
     timeouts: Timeouts,
     /// Given back when the last session on the connection has ended.
     place: Arc<OwnedSemaphorePermit>,
+    peer: Arc<Peer>,
 }
 
 impl Connection {
@@ -183,6 +186,7 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (node, timeouts) = (&self.node, self.timeouts);
+        let link = Link { io, peer: self.peer };
         let streams = match request {
             Request::Exec { streams, .. } | Request::Attach { streams, .. } => *streams,
             Request::PortForward { .. } => Streams::default(),
@@ -193,18 +197,18 @@ impl Connection {
         };
         match spoken {
             Spoken::CommandSpdy(version) => {
-                remote_command::serve_spdy(node, io, version, request, streams, timeouts).await;
+                remote_command::serve_spdy(node, link, version, request, streams, timeouts).await;
             }
             Spoken::CommandWebSocket(protocol) => {
-                remote_command::serve_websocket(node, io, protocol, request, streams, timeouts).await;
+                remote_command::serve_websocket(node, link, protocol, request, streams, timeouts).await;
             }
-            Spoken::ForwardSpdy => port_forward::serve_spdy(node, io, sandbox, timeouts).await,
+            Spoken::ForwardSpdy => port_forward::serve_spdy(node, link, sandbox, timeouts).await,
             Spoken::ForwardTunnel => {
-                let io = websocket::tunnel(websocket::accept(io).await);
-                port_forward::serve_spdy(node, io, sandbox, timeouts).await;
+                let io = websocket::tunnel(websocket::accept(link.io).await);
+                port_forward::serve_spdy(node, Link { io, peer: link.peer }, sandbox, timeouts).await;
             }
             Spoken::ForwardWebSocket(protocol) => {
-                port_forward::serve_websocket(node, io, protocol, (sandbox, ports), timeouts).await;
+                port_forward::serve_websocket(node, link, protocol, (sandbox, ports), timeouts).await;
             }
         }
         drop(self.place);

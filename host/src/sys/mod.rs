@@ -6,6 +6,7 @@
 //! * [`mounts`]: detached mounts for volumes (unsafe: `mount_setattr`).
 //! * [`descriptors`]: descriptors over unix sockets.
 //! * [`process`]: processes by pidfd (unsafe: registration with tokio).
+//! * [`readiness`]: waiting for descriptors (unsafe: registration with tokio). * [`open_files`]: how many there may be.
 //! * [`lock`]: one daemon per root directory.
 //! * [`cgroup`]: a pod's cgroup in the v2 hierarchy. * [`memory`]: what a process holds.
 //! * [`host`]: facts of this boot. * [`tsc`]: the processor's clock (unsafe: RDTSC).
@@ -17,6 +18,8 @@ pub mod lock;
 pub mod memory;
 pub mod mounts;
 pub mod netns;
+pub mod open_files;
 pub mod process;
+pub mod readiness;
 pub mod tap;
 pub mod tsc;

@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 
 use super::{Data, Gone, forward};
 use crate::node::Node;
+use crate::streaming::peer::Link;
 use crate::streaming::remote_command::Timeouts;
-use crate::streaming::websocket::{self, ChannelProtocol, Channels, PROTOCOLS};
+use crate::streaming::websocket::{ChannelProtocol, Channels, PROTOCOLS};
 
 /// What such clients may name: `v4.channel.k8s.io`, its base64 form, or nothing.
 pub(in crate::streaming) const WEBSOCKET_PROTOCOLS: [ChannelProtocol; 3] = [PROTOCOLS[1], PROTOCOLS[2], PROTOCOLS[5]];
@@ -36,15 +37,14 @@ impl Data for PortChannel {
 /// Serves a client that has been upgraded, until it goes or every port has closed.
 pub(in crate::streaming) async fn serve_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     node: &Arc<Node>,
-    io: S,
+    link: Link<S>,
     protocol: ChannelProtocol,
     (sandbox, ports): (&str, &[u16]),
     timeouts: Timeouts,
 ) {
     let data: Vec<(u8, u16)> = (0..=126).step_by(2).zip(ports.iter().copied()).collect();
     let readable: Vec<u8> = data.iter().map(|(channel, _)| *channel).collect();
-    let socket = websocket::accept(io).await;
-    let mut channels = Channels::start(socket, protocol, &readable, timeouts.idle);
+    let mut channels = Channels::start(link, protocol, &readable, timeouts.idle).await;
     let incoming: Vec<_> = readable.iter().map(|channel| channels.take(*channel)).collect();
     let channels = Arc::new(channels);
     let mut forwarding = JoinSet::new();

@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::transport::{Gone, Limits, ResetReason, Session, Stream};
 use super::{Client, ClientOutput, Outcome, Request, Streams, Timeouts};
 use crate::node::Node;
+use crate::streaming::peer::Link;
 
 /// Streams of one command: five kinds, and room to refuse others in order.
 const STREAMS: usize = 8;
@@ -80,13 +81,13 @@ impl ClientStreams {
 /// Serves a client that has been upgraded.
 pub(in crate::streaming) async fn serve_spdy<S: AsyncRead + AsyncWrite + Send + 'static>(
     node: &Arc<Node>,
-    io: S,
+    link: Link<S>,
     version: Version,
     request: &Request,
     wanted: Streams,
     timeouts: Timeouts,
 ) {
-    let session = Session::start(io, Limits { streams: STREAMS, idle: timeouts.idle });
+    let session = Session::start(link, Limits { streams: STREAMS, idle: timeouts.idle });
     match tokio::time::timeout(timeouts.creation, collect(session, version, wanted)).await {
         Ok(Some(client)) => super::run(node, request, client).await,
         Ok(None) => {}

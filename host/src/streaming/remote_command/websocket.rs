@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::transport::Gone;
 use super::{ChannelProtocol, Channels, Client, ClientOutput, Outcome, Request, Streams, Timeouts};
 use crate::node::Node;
-use crate::streaming::websocket;
+use crate::streaming::peer::Link;
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -43,14 +43,13 @@ impl ClientChannels {
 /// Serves a client that has been upgraded.
 pub(in crate::streaming) async fn serve_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     node: &Arc<Node>,
-    io: S,
+    link: Link<S>,
     protocol: ChannelProtocol,
     request: &Request,
     wanted: Streams,
     timeouts: Timeouts,
 ) {
-    let socket = websocket::accept(io).await;
-    let mut channels = Channels::start(socket, protocol, &[STDIN, RESIZE], timeouts.idle);
+    let mut channels = Channels::start(link, protocol, &[STDIN, RESIZE], timeouts.idle).await;
     let stdin = channels.take(STDIN).filter(|_| wanted.stdin);
     let resize = channels.take(RESIZE).filter(|_| wanted.terminal);
     let gone = channels.gone();

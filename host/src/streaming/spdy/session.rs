@@ -14,11 +14,8 @@ use super::frame::{Control, FLAG_FIN, FrameError, HEAD_LEN, Head, ResetReason};
 use super::headers::{Decompressor, HeaderError, Headers};
 use super::writer::{self, Frame, Gone, Output, Queue};
 use crate::streaming::idle;
+use crate::streaming::peer::{CHUNK, Link, Peer, STREAM_BACKLOG};
 
-/// Bytes of a stream that are handed on at a time.
-const CHUNK: usize = 16 * 1024;
-/// Chunks of a stream that may wait for its reader.
-const STREAM_BACKLOG: usize = 8;
 /// Streams that may wait to be accepted.
 const ACCEPT_BACKLOG: usize = 16;
 /// Longest wait for the client's end once everything has been said.
@@ -79,9 +76,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Serves `io`, whose first bytes are a frame's.
-    pub fn start<S: AsyncRead + AsyncWrite + Send + 'static>(io: S, limits: Limits) -> Self {
-        let (reader, writer) = tokio::io::split(io);
+    /// Serves `link`, whose first bytes are a frame's.
+    pub(in crate::streaming) fn start<S: AsyncRead + AsyncWrite + Send + 'static>(
+        link: Link<S>,
+        limits: Limits,
+    ) -> Self {
+        let (reader, writer) = tokio::io::split(link.io);
         let (queue, frames) = writer::queue();
         let (opened, streams) = mpsc::channel(ACCEPT_BACKLOG);
         let gone = CancellationToken::new();
@@ -95,6 +95,7 @@ impl Session {
             queue: queue.clone(),
             gone: gone.clone(),
             activity: activity.clone(),
+            peer: link.peer,
         };
         tokio::spawn(read(reading, reader, gone.clone()));
         tokio::spawn(write(writer, frames, activity.clone(), gone.clone()));
@@ -173,6 +174,7 @@ struct Reading {
     queue: Queue,
     gone: CancellationToken,
     activity: Arc<Notify>,
+    peer: Arc<Peer>,
 }
 
 impl Reading {
@@ -252,8 +254,8 @@ impl Reading {
             io.read_exact(&mut chunk).await?;
             len -= chunk.len();
             if let Some(open) = self.open.get(&stream) {
-                // A stream that was dropped on this side reads nothing more.
-                let _ = open.incoming.send(chunk.into()).await;
+                let probe = || self.queue.probe(stream);
+                self.peer.hand_on(&open.incoming, chunk.into(), probe).await?;
             }
         }
         Ok(())

@@ -28,6 +28,8 @@ pub(super) enum Frame {
     },
     Reset(u32, ResetReason),
     Ping(u32),
+    /// No bytes on a stream: no client answers, but the kernel of one that has gone does.
+    Probe(u32),
     /// Nothing follows.
     Shutdown,
 }
@@ -37,6 +39,11 @@ pub(super) enum Frame {
 pub(super) struct Queue(mpsc::Sender<Frame>);
 
 impl Queue {
+    /// See [`Frame::Probe`]; not needed while other frames wait, which are as good.
+    pub(super) fn probe(&self, stream: u32) {
+        let _ = self.0.try_send(Frame::Probe(stream));
+    }
+
     pub(super) async fn send(&self, frame: Frame) -> Result<(), Gone> {
         self.0.send(frame).await.map_err(|_| Gone)
     }
@@ -91,6 +98,7 @@ pub(super) async fn run<W: AsyncWrite + Unpin>(
                 io.write_all(&bytes).await?;
                 activity.notify_one();
             }
+            Frame::Probe(stream) => io.write_all(&frame::data_head(stream, false, 0)).await?,
             Frame::Shutdown => break,
             other => io.write_all(&encode(&other, &mut compressor).map_err(io::Error::other)?).await?,
         }
@@ -106,6 +114,6 @@ fn encode(frame: &Frame, compressor: &mut Compressor) -> Result<Vec<u8>, HeaderE
         Frame::Reply(stream) => frame::syn_reply(*stream, &compressor.next(&[])?),
         Frame::Reset(stream, reason) => frame::reset(*stream, *reason),
         Frame::Ping(id) => frame::ping(*id),
-        Frame::Data { .. } | Frame::Shutdown => Vec::new(),
+        Frame::Data { .. } | Frame::Probe(_) | Frame::Shutdown => Vec::new(),
     })
 }

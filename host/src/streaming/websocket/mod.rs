@@ -18,14 +18,13 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::idle;
+use super::peer::{CHUNK, Link, Peer, STREAM_BACKLOG};
 use super::spdy::Gone;
 
 pub(super) use self::tunnel::tunnel;
 
 /// Longest message that is taken, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
-/// Messages of a channel that may wait for its reader.
-const CHANNEL_BACKLOG: usize = 4;
 /// Messages that may wait for the client.
 const BACKLOG: usize = 16;
 /// Longest wait for the client's end once everything has been said.
@@ -74,24 +73,25 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    /// Serves `socket`; `readable` are the channels on which the client may send.
-    pub(super) fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-        socket: WebSocketStream<S>,
+    /// Serves a connection of which the handshake is done; `readable` are the channels on which the client may send.
+    pub(super) async fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        link: Link<S>,
         protocol: ChannelProtocol,
         readable: &[u8],
         limit: Duration,
     ) -> Self {
-        let (sink, stream) = socket.split();
+        let (sink, stream) = accept(link.io).await.split();
         let (sender, messages) = mpsc::channel(BACKLOG);
         let (gone, activity) = (CancellationToken::new(), Arc::new(Notify::new()));
         let (mut open, mut incoming): (Vec<Option<mpsc::Sender<Bytes>>>, Vec<_>) = Default::default();
         for channel in 0..=readable.iter().copied().max().unwrap_or(0) {
-            let (sender, receiver) = mpsc::channel(CHANNEL_BACKLOG);
+            let (sender, receiver) = mpsc::channel(STREAM_BACKLOG);
             let wanted = readable.contains(&channel);
             open.push(wanted.then_some(sender));
             incoming.push(wanted.then_some(receiver));
         }
-        tokio::spawn(read(stream, open, protocol, activity.clone(), gone.clone()));
+        let reading = Reading { open, protocol, activity: activity.clone(), peer: link.peer, client: sender.clone() };
+        tokio::spawn(reading.run(stream, gone.clone()));
         tokio::spawn(write(sink, messages, activity.clone(), gone.clone()));
         tokio::spawn(idle::watch(activity, limit, gone.clone()));
         Self { incoming, sender, protocol, gone }
@@ -144,8 +144,11 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let all = async {
         while let Some(message) = messages.recv().await {
+            let is_probe = matches!(message, Message::Ping(_));
             sink.send(message).await?;
-            activity.notify_one();
+            if !is_probe {
+                activity.notify_one();
+            }
         }
         Ok::<_, tokio_tungstenite::tungstenite::Error>(())
     };
@@ -158,37 +161,57 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-async fn read<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: SplitStream<WebSocketStream<S>>,
-    mut open: Vec<Option<mpsc::Sender<Bytes>>>,
+struct Reading {
+    open: Vec<Option<mpsc::Sender<Bytes>>>,
     protocol: ChannelProtocol,
     activity: Arc<Notify>,
-    gone: CancellationToken,
-) {
-    let all = async {
+    peer: Arc<Peer>,
+    client: mpsc::Sender<Message>,
+}
+
+impl Reading {
+    async fn run<S>(mut self, stream: SplitStream<WebSocketStream<S>>, gone: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        tokio::select! {
+            () = self.read(stream) => {}
+            () = gone.cancelled() => {}
+        }
+        // Before the channels' senders are dropped: an end that is not a half-close must be known as such.
+        gone.cancel();
+    }
+
+    /// Reads until the client has gone or breaks the protocol.
+    async fn read<S: AsyncRead + AsyncWrite + Unpin>(&mut self, mut stream: SplitStream<WebSocketStream<S>>) {
         while let Some(Ok(message)) = stream.next().await {
             match message {
-                Message::Binary(_) | Message::Text(_) => activity.notify_one(),
+                Message::Binary(_) | Message::Text(_) => self.activity.notify_one(),
                 Message::Close(_) => return,
                 _ => continue,
             }
-            let Some((channel, bytes)) = decode(protocol, message) else { return };
-            if protocol.close && channel == CLOSE {
-                if let Some(closed) = bytes.first().and_then(|channel| open.get_mut(usize::from(*channel))) {
+            let Some((channel, bytes)) = decode(self.protocol, message) else { return };
+            if self.protocol.close && channel == CLOSE {
+                if let Some(closed) = bytes.first().and_then(|channel| self.open.get_mut(usize::from(*channel))) {
                     *closed = None;
                 }
-            } else if let Some(Some(sender)) = open.get(usize::from(channel)) {
-                // A channel that nobody reads any more.
-                let _ = sender.send(bytes).await;
+            } else if let Some(Some(sender)) = self.open.get(usize::from(channel))
+                && self.hand_on(sender, &bytes).await.is_err()
+            {
+                return;
             }
         }
-    };
-    tokio::select! {
-        () = all => {}
-        () = gone.cancelled() => {}
     }
-    // Before the channels' senders are dropped: an end that is not a half-close must be known as such.
-    gone.cancel();
+
+    /// Piece by piece, each in memory of its own: a slice would hold the whole message for its last byte.
+    async fn hand_on(&self, sender: &mpsc::Sender<Bytes>, bytes: &[u8]) -> Result<(), Gone> {
+        // Not needed while other messages wait, which are as good.
+        let probe = || drop(self.client.try_send(Message::Ping(Bytes::new())));
+        for piece in bytes.chunks(CHUNK) {
+            self.peer.hand_on(sender, Bytes::copy_from_slice(piece), probe).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Channel and content; `None` for what the protocol does not have.
@@ -221,7 +244,8 @@ mod tests {
     async fn a_closed_channel_is_no_client_that_went() {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let mut client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
-        let mut channels = Channels::start(accept(theirs).await, PROTOCOLS[0], &[0, 4], Duration::from_secs(60));
+        let link = Link::unwatched(theirs);
+        let mut channels = Channels::start(link, PROTOCOLS[0], &[0, 4], Duration::from_secs(60)).await;
         let mut stdin = channels.take(0).unwrap();
         assert!(channels.take(1).is_none());
         client.send(Message::Binary(Bytes::from_static(b"\x00in"))).await.unwrap();
@@ -233,5 +257,36 @@ mod tests {
         assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary(Bytes::from_static(b"\x01out")));
         drop(client);
         channels.gone().cancelled().await;
+    }
+
+    #[tokio::test]
+    async fn what_nobody_reads_is_bounded_in_bytes() {
+        let (ours, theirs) = tokio::io::duplex(1 << 12);
+        let mut client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let mut channels = Channels::start(Link::unwatched(theirs), PROTOCOLS[0], &[0], Duration::from_secs(60)).await;
+        let mut stdin = channels.take(0).unwrap();
+        let message = Message::Binary(vec![0; MAX_MESSAGE].into());
+        let sent = async {
+            client.send(message.clone()).await.unwrap();
+            client.send(message).await.unwrap();
+            client
+        };
+        let waiting = async {
+            while stdin.len() < STREAM_BACKLOG {
+                tokio::task::yield_now().await;
+            }
+            let mut held = 0;
+            let mut left = 2 * (MAX_MESSAGE - 1);
+            while let Some(piece) = stdin.recv().await {
+                held = held.max(piece.len() * (1 + stdin.len()));
+                left -= piece.len();
+                if left == 0 {
+                    break;
+                }
+            }
+            held
+        };
+        let (_client, held) = tokio::join!(sent, waiting);
+        assert!(held <= CHUNK * STREAM_BACKLOG, "{held} bytes waited");
     }
 }

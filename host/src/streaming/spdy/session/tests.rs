@@ -13,7 +13,7 @@ struct Client {
 
 fn connect(limits: Limits) -> (Client, Session) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
-    (Client { io: ours, compressor: Compressor::new().unwrap() }, Session::start(theirs, limits))
+    (Client { io: ours, compressor: Compressor::new().unwrap() }, Session::start(Link::unwatched(theirs), limits))
 }
 
 impl Client {
