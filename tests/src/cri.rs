@@ -214,17 +214,19 @@ impl Cri {
         Err(CallError { verb, code: status.code(), message: status.message().to_owned() })
     }
 
-    /// ExecSync of a caller that goes away after `limit`.
+    /// CreateContainer with a deadline that the daemon is told of.
     ///
     /// # Errors
-    /// The daemon's status; DEADLINE_EXCEEDED when it had not answered.
-    pub fn exec_sync_within(
+    /// The daemon's status; DEADLINE_EXCEEDED, or CANCELLED by the client's own clock, when it had not answered.
+    pub fn create_container_within(
         &self,
-        request: cri::ExecSyncRequest,
+        request: cri::CreateContainerRequest,
         limit: Duration,
-    ) -> Result<cri::ExecSyncResponse, CallError> {
+    ) -> Result<cri::CreateContainerResponse, CallError> {
         let mut client = self.runtime.clone();
-        self.call("exec_sync", limit, async move { client.exec_sync(request).await })
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(limit);
+        self.call("create_container", limit * 10, async move { client.create_container(request).await })
     }
 
     /// Pulls an image that is open to all; gives its reference.

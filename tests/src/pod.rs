@@ -145,14 +145,19 @@ impl Pod {
     /// # Errors
     /// The daemon's status.
     pub fn create(&self, spec: &Spec) -> Result<Container, CallError> {
-        let request = cri::CreateContainerRequest {
+        let id = self.cri.create_container(self.creation(spec))?.container_id;
+        let log = Path::new(&self.config.log_directory).join(&spec.0.log_path);
+        Ok(Container { id, log, cri: self.cri.clone() })
+    }
+
+    /// What [`Self::create`] asks for.
+    #[must_use]
+    pub fn creation(&self, spec: &Spec) -> cri::CreateContainerRequest {
+        cri::CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(spec.0.clone()),
             sandbox_config: Some(self.config.clone()),
-        };
-        let id = self.cri.create_container(request)?.container_id;
-        let log = Path::new(&self.config.log_directory).join(&spec.0.log_path);
-        Ok(Container { id, log, cri: self.cri.clone() })
+        }
     }
 
     /// Creates a container and starts it.

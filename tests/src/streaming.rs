@@ -1,9 +1,11 @@
-//! A client of streaming URLs over WebSocket (v5.channel.k8s.io): one thread, blocking.
+//! A client of streaming URLs over WebSocket (v5.channel.k8s.io and base64): one thread, blocking.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bulkhead_proto::cri;
 use serde_json::Value;
 use tungstenite::client::IntoClientRequest;
@@ -12,7 +14,7 @@ use tungstenite::{Message, WebSocket};
 use crate::cri::Cri;
 
 /// No answer of a healthy daemon takes longer.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const STDIN: u8 = 0;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
@@ -55,6 +57,7 @@ impl Finished {
 pub struct Session {
     socket: WebSocket<TcpStream>,
     got: Finished,
+    base64: bool,
 }
 
 /// The URL of an Exec.
@@ -99,18 +102,48 @@ impl Session {
     /// # Errors
     /// When the server does not take it; its answer is in the message.
     pub fn open(url: &str) -> Result<Self> {
+        Self::open_as(url, "v5.channel.k8s.io")
+    }
+
+    /// Connects with a subprotocol, whose channels are in base64 when its name says so.
+    ///
+    /// # Errors
+    /// When the server does not take it; its answer is in the message.
+    pub fn open_as(url: &str, protocol: &str) -> Result<Self> {
         let (address, path) = parts(url)?;
         let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
         let mut request = format!("ws://{address}{path}").into_client_request()?;
-        request.headers_mut().insert("Sec-WebSocket-Protocol", "v5.channel.k8s.io".parse()?);
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse()?);
         let (socket, _) = tungstenite::client(request, stream).map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok(Self { socket, got: Finished::default() })
+        Ok(Self { socket, got: Finished::default(), base64: protocol.contains("base64") })
     }
 
     fn send(&mut self, message: &[u8]) -> Result<()> {
-        Ok(self.socket.send(Message::Binary(message.to_vec().into()))?)
+        let message = match message {
+            [channel, bytes @ ..] if self.base64 => {
+                Message::Text(format!("{channel}{}", STANDARD.encode(bytes)).into())
+            }
+            _ => Message::Binary(message.to_vec().into()),
+        };
+        Ok(self.socket.send(message)?)
+    }
+
+    /// Sends input until nobody takes any for a second; then the buffers of both sides are full.
+    ///
+    /// # Errors
+    /// When the server has gone.
+    pub fn flood(&mut self) -> Result<()> {
+        self.socket.get_ref().set_write_timeout(Some(Duration::from_secs(1)))?;
+        let message = Message::Binary(vec![STDIN; 64 * 1024].into());
+        loop {
+            match self.socket.send(message.clone()) {
+                Ok(()) => {}
+                Err(tungstenite::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Types.
@@ -141,7 +174,8 @@ impl Session {
     /// Takes one message; false at the end.
     fn step(&mut self) -> Result<bool> {
         let message = match self.socket.read() {
-            Ok(Message::Binary(bytes)) => bytes,
+            Ok(Message::Binary(bytes)) if !self.base64 => bytes,
+            Ok(Message::Text(text)) if self.base64 => decoded(text.as_str())?.into(),
             Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(error) => return Err(error.into()),
@@ -177,4 +211,12 @@ impl Session {
         while self.step().with_context(|| format!("after {:?}", self.got.status))? {}
         Ok(self.got)
     }
+}
+
+/// A message of a base64 protocol: the channel as a digit, then its bytes.
+fn decoded(text: &str) -> Result<Vec<u8>> {
+    let (channel, rest) = text.split_at_checked(1).context("an empty message")?;
+    let mut message = vec![channel.parse()?];
+    message.extend(STANDARD.decode(rest)?);
+    Ok(message)
 }

@@ -270,7 +270,7 @@ fn huge_pages_are_limited(s: &mut Suite) -> Result<()> {
 
 fn an_update_changes_the_oom_score(s: &mut Suite) -> Result<()> {
     let script = "sleep 1000 & echo up; wait";
-    let container = s.pod.start(&s.f.shell(script)?.resources(|r| r.oom_score_adj = 300))?;
+    let container = s.pod.start(&s.f.shell(script)?.named("scored").resources(|r| r.oom_score_adj = 300))?;
     container.says("up")?;
     let changes = cri::LinuxContainerResources { oom_score_adj: 600, ..Default::default() };
     s.f.cri().update_container_resources(cri::UpdateContainerResourcesRequest {

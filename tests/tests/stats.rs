@@ -47,7 +47,7 @@ fn value(value: Option<cri::UInt64Value>) -> Result<u64> {
 
 /// Waits until the pod's figures satisfy `condition`: they follow what happens at their own pace.
 fn wait_for<T>(what: &str, condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    wait::until(what, Duration::from_secs(60), condition)
+    wait::until(what, Duration::from_secs(180), condition)
 }
 
 const LIMIT: i64 = 64 << 20;
@@ -112,15 +112,18 @@ fn a_pods_network_is_counted(f: &mut Fixture) -> Result<()> {
     let interface = || -> Result<cri::NetworkInterfaceUsage> {
         pod_stats(f, &pod)?.network.and_then(|network| network.default_interface).context("no interface")
     };
-    let before = interface()?;
+    // A pod that does not answer in time has no figures yet.
+    let before = wait_for("the interface", || Ok(interface().ok()))?;
     ensure!(before.name == "eth0" && before.rx_errors.is_some() && before.tx_errors.is_some(), "{before:?}");
     let address = format!("{}:80", pod.address()?);
     for _ in 0..20 {
         wait::until_ok("the web server", Duration::from_secs(20), || http::get(&address, "/"))?;
     }
-    let after = interface()?;
-    ensure!(value(after.rx_bytes)? > value(before.rx_bytes)? + 1000, "{before:?} then {after:?}");
-    ensure!(value(after.tx_bytes)? > value(before.tx_bytes)? + 1000, "{before:?} then {after:?}");
+    let (received, sent) = (value(before.rx_bytes)?, value(before.tx_bytes)?);
+    wait_for("the pod's traffic", || {
+        let after = interface()?;
+        Ok((value(after.rx_bytes)? > received + 1000 && value(after.tx_bytes)? > sent + 1000).then_some(()))
+    })?;
     web.remove()?;
     Ok(())
 }
@@ -213,8 +216,10 @@ fn a_pod_that_hangs_holds_nobody_up(f: &mut Fixture) -> Result<()> {
         let time = |stats: cri::ContainerStats| Some((stats.attributes?.id, stats.memory?.timestamp));
         Ok(listed.into_iter().filter_map(time).collect())
     };
-    let before = times()?;
-    ensure!(before.len() == 2, "{before:?}");
+    let before = wait_for("figures of both", || {
+        let now = times()?;
+        Ok((now.len() == 2 && now.values().all(|time| *time > 0)).then_some(now))
+    })?;
     let machine = monitor(f, &hung)?;
     kill_process(machine, Signal::STOP)?;
     let result = hang(f, &hung, &in_hung, &in_well, &before, &times);
@@ -233,11 +238,11 @@ fn hang(
     before: &BTreeMap<String, i64>,
     times: &dyn Fn() -> Result<BTreeMap<String, i64>>,
 ) -> Result<()> {
-    for _ in 0..3 {
+    wait_for("new figures of the other pod", || {
         let now = times()?;
         ensure!(now.get(&in_hung.id) == before.get(&in_hung.id), "the last known figures: {before:?} then {now:?}");
-        ensure!(now.get(&in_well.id) > before.get(&in_well.id), "the other pod's figures: {before:?} then {now:?}");
-    }
+        Ok((now.get(&in_well.id) > before.get(&in_well.id)).then_some(()))
+    })?;
     ensure!(f.cri().pods()?.len() == 2, "the list of pods");
     let metrics = f.cri().list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {})?.pod_metrics;
     let of_hung = metrics.iter().find(|pod| pod.pod_sandbox_id == hung.id).context("no metrics of the hung pod")?;
@@ -258,7 +263,16 @@ fn metrics_keep_to_their_descriptors(f: &mut Fixture) -> Result<()> {
     let container = pod.start(&f.shell("sleep 1000")?.resources(|r| r.cpu_shares = 512))?;
     let described = f.cri().list_metric_descriptors(cri::ListMetricDescriptorsRequest {})?.descriptors;
     let labels: BTreeMap<_, _> = described.iter().map(|d| (d.name.as_str(), &d.label_keys)).collect();
-    let listed = f.cri().list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {})?.pod_metrics;
+    // The working set and the network come from two readings, of the guest and of the host.
+    let listed = wait_for("metrics of both levels", || {
+        let listed = f.cri().list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {})?.pod_metrics;
+        let has = |metrics: &[cri::Metric], name: &str| metrics.iter().any(|metric| metric.name == name);
+        let complete = listed.iter().any(|pod| {
+            has(&pod.metrics, "container_network_receive_bytes_total")
+                && pod.container_metrics.iter().any(|c| has(&c.metrics, "container_memory_working_set_bytes"))
+        });
+        Ok(complete.then_some(listed))
+    })?;
     let streamed = f.cri().stream_pod_sandbox_metrics(cri::StreamPodSandboxMetricsRequest {})?;
     ensure!(streamed.len() == 1 && streamed[0].pod_sandbox_metrics.len() == 1, "{streamed:?}");
     ensure!(listed.len() == 1 && listed[0].pod_sandbox_id == pod.id, "{listed:?}");
@@ -296,9 +310,12 @@ fn crictl_shows_metrics(f: &mut Fixture) -> Result<()> {
     let pod = f.pod("shown")?;
     pod.start(&f.shell("sleep 1000")?)?;
     ensure!(crictl.ok(&["metricdescs"])?.contains("container_memory_working_set_bytes"), "metricdescs");
-    ensure!(crictl.ok(&["metricsp"])?.contains("container_network_receive_bytes_total"), "metricsp");
-    ensure!(crictl.ok(&["stats"])?.lines().count() == 2, "stats");
-    ensure!(crictl.ok(&["statsp"])?.lines().count() == 2, "statsp");
+    wait_for("crictl's metrics of the network", || {
+        Ok(crictl.ok(&["metricsp"])?.contains("container_network_receive_bytes_total").then_some(()))
+    })?;
+    for verb in ["stats", "statsp"] {
+        wait_for("a line of figures", || Ok((crictl.ok(&[verb])?.lines().count() == 2).then_some(())))?;
+    }
     Ok(())
 }
 
