@@ -172,9 +172,11 @@ fn an_image_is_mounted_in_part(s: &mut Suite) -> Result<()> {
 
 fn labels_that_no_kernel_knows_are_refused(s: &mut Suite) -> Result<()> {
     let profile = cri::SecurityProfile { profile_type: ProfileType::Localhost as i32, localhost_ref: "mine".into() };
+    let default = cri::SecurityProfile { profile_type: ProfileType::RuntimeDefault as i32, ..Default::default() };
     let label = cri::SeLinuxOption { r#type: "container_t".into(), ..Default::default() };
     for (spec, why) in [
         (s.f.shell("true")?.security(|c| c.apparmor = Some(profile)), "AppArmor"),
+        (s.f.shell("true")?.security(|c| c.apparmor = Some(default)), "AppArmor"),
         (s.f.shell("true")?.security(|c| c.selinux_options = Some(label)), "SELinux"),
     ] {
         let error = s.pod.create(&spec).err().with_context(|| format!("{why} label was taken"))?;

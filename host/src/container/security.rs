@@ -75,15 +75,10 @@ pub(super) fn check(context: &cri::LinuxContainerSecurityContext) -> Result<(), 
         let policy = context.supplemental_groups_policy;
         return refuse(format!("supplemental_groups_policy has the unknown value {policy}; it is Merge or Strict"));
     }
-    let localhost = cri::security_profile::ProfileType::Localhost as i32;
-    let apparmor = match &context.apparmor {
-        Some(profile) => profile.profile_type == localhost,
-        None => context.apparmor_profile.starts_with("localhost/"),
-    };
-    if apparmor && !context.privileged {
-        return refuse(
-            "AppArmor profiles of type Localhost are not supported: the pod's kernel has no AppArmor".into(),
-        );
+    if let Some(asked) = apparmor(context) {
+        return refuse(format!(
+            "{asked}, and AppArmor profiles are not applied by this runtime; ask for none, or for Unconfined"
+        ));
     }
     let label = context.selinux_options.clone().unwrap_or_default();
     for (field, value) in [("user", label.user), ("role", label.role), ("type", label.r#type), ("level", label.level)] {
@@ -92,6 +87,22 @@ pub(super) fn check(context: &cri::LinuxContainerSecurityContext) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// The AppArmor profile that a container shall be confined by, as field and value; the newer field wins.
+#[allow(deprecated)]
+fn apparmor(context: &cri::LinuxContainerSecurityContext) -> Option<String> {
+    use cri::security_profile::ProfileType;
+    if let Some(profile) = &context.apparmor {
+        let of_type = |name: &str| format!("apparmor.profile_type is {name} ({:?})", profile.localhost_ref);
+        return match ProfileType::try_from(profile.profile_type) {
+            Ok(ProfileType::Unconfined) => None,
+            Ok(kind) => Some(of_type(kind.as_str_name())),
+            Err(_) => Some(of_type(&profile.profile_type.to_string())),
+        };
+    }
+    let name = context.apparmor_profile.as_str();
+    (!name.is_empty() && name != "unconfined").then(|| format!("apparmor_profile is {name:?}"))
 }
 
 /// The container's capability sets. `ALL` adds or drops every one; drops win over the default set, adds over drops of ALL.
@@ -186,14 +197,28 @@ mod tests {
     #[allow(deprecated)]
     fn what_no_kernel_gives_is_refused() {
         let refused = |context: cri::LinuxContainerSecurityContext| check(&context).unwrap_err().to_string();
-        let profile = cri::SecurityProfile { profile_type: 2, localhost_ref: "p".into() };
-        let text = refused(cri::LinuxContainerSecurityContext { apparmor: Some(profile), ..Default::default() });
-        assert!(text.contains("AppArmor"), "{text}");
-        let text = refused(cri::LinuxContainerSecurityContext {
-            apparmor_profile: "localhost/p".into(),
+        let of_type = |profile_type| cri::LinuxContainerSecurityContext {
+            apparmor: Some(cri::SecurityProfile { profile_type, localhost_ref: "p".into() }),
+            // A privileged container is not confined by default, but by what it asks for.
+            privileged: true,
             ..Default::default()
-        });
-        assert!(text.contains("AppArmor"), "{text}");
+        };
+        let named =
+            |name: &str| cri::LinuxContainerSecurityContext { apparmor_profile: name.into(), ..Default::default() };
+        for (context, words) in [
+            (of_type(0), "apparmor.profile_type is RuntimeDefault"),
+            (of_type(2), "apparmor.profile_type is Localhost (\"p\")"),
+            (of_type(7), "apparmor.profile_type is 7"),
+            (named("localhost/p"), "apparmor_profile is \"localhost/p\""),
+            (named("runtime/default"), "apparmor_profile is \"runtime/default\""),
+        ] {
+            let text = refused(context);
+            assert!(text.contains(words) && text.contains("Unconfined"), "{text}");
+        }
+        check(&of_type(1)).unwrap();
+        check(&named("unconfined")).unwrap();
+        let older = cri::LinuxContainerSecurityContext { apparmor_profile: "localhost/p".into(), ..of_type(1) };
+        check(&older).unwrap();
         let label = cri::SeLinuxOption { user: "u".into(), ..Default::default() };
         let text = refused(cri::LinuxContainerSecurityContext { selinux_options: Some(label), ..Default::default() });
         assert!(text.contains("selinux_options.user"), "{text}");
