@@ -30,6 +30,7 @@ umoci                         tests and benchmark: reference for unpacked images
 busybox-static                tests and demo: contents of images built on the spot
 curl                          tests and demo: HTTP requests to pods
 cpio                          tests: reads the initramfs; the lab
+systemd                       the lab: its cgroup driver
 kmod                          the lab: module dependencies of its kernel
 LIST
 }
