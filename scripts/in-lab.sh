@@ -20,6 +20,8 @@ binary=$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$built")
 # Its guest is compiled, which takes minutes inside.
 [ "$suite" != kvm_boot ] || "$binary" the_guest_builds >/dev/null
 
+options=(--timeout "${LAB_SECONDS:-600}")
+[ "$suite" != systemd ] || options+=(--systemd)
 variables=()
 while IFS= read -r name; do variables+=("$name=${!name}"); done < <(compgen -e BULKHEAD_)
-exec "$repo/tests/lab" --timeout "${LAB_SECONDS:-600}" -- env "${variables[@]}" "$binary" --nocapture "$@"
+exec "$repo/tests/lab" "${options[@]}" -- env "${variables[@]}" "$binary" --nocapture "$@"

@@ -48,11 +48,24 @@ pub struct DaemonConfig {
     pub run: PathBuf,
     /// The CRI socket.
     pub socket: PathBuf,
+    /// Who makes pods' cgroups; the kubelet learns it by RuntimeConfig.
+    pub cgroup_driver: CgroupDriver,
     /// A tracing filter: "info", "bulkhead=debug".
     pub log: String,
     /// The handler of pods that name none; empty: "microvm" where the KVM self-test passes, else "qemu", as far as there are
     /// handlers of these names.
     pub default_runtime: String,
+}
+
+/// Who makes the cgroups of pods. The kubelet must use the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// The daemon, below the directory that the kubelet made.
+    #[default]
+    Cgroupfs,
+    /// systemd, as scopes in the slice that the kubelet made.
+    Systemd,
 }
 
 /// `[guest]`
@@ -119,6 +132,7 @@ impl Default for DaemonConfig {
             root: "/var/lib/bulkhead".into(),
             run: "/run/bulkhead".into(),
             socket: "/run/bulkhead/bulkhead.sock".into(),
+            cgroup_driver: CgroupDriver::default(),
             log: "info".into(),
             default_runtime: String::new(),
         }

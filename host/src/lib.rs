@@ -6,7 +6,7 @@
 //! * [`sandboxer`]: the per-pod process that carries a VM; [`guest`]: the agent inside it; [`network`]: CNI and taps.
 //! * [`events`], [`metrics`]: what happens and what is measured, for whoever watches.
 //! * [`store`], [`journaled`], [`serial`], [`creations`]: how state is kept and changed; [`blocking`]: paths of other
-//!   people; [`sys`]: the unsafe index.
+//!   people; [`systemd`]: the owner of cgroups where it is; [`sys`]: the unsafe index.
 //! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type.
 
 pub mod blocking;
@@ -29,6 +29,7 @@ pub mod serial;
 pub mod store;
 pub mod streaming;
 pub mod sys;
+pub mod systemd;
 
 /// An error and its causes in one line: what was tried, why it failed.
 #[must_use]

@@ -30,6 +30,8 @@ bulkhead_tests::suite!(
     a_missing_host_path,
     an_unknown_key_in_the_configuration,
     a_default_handler_that_is_not_configured,
+    a_cgroup_driver_that_is_not_there,
+    a_slice_without_systemd,
     a_second_daemon_on_the_same_root,
     a_kernel_that_does_not_exist,
     a_kernel_that_is_none,
@@ -184,6 +186,28 @@ fn a_default_handler_that_is_not_configured(f: &mut Fixture) -> Result<()> {
     let arguments = ["serve".to_owned(), "--config".to_owned(), settings.file().display().to_string()];
     let said = command::run(&f.environment.bulkhead, &arguments, Duration::from_secs(30))?.failure()?;
     says(&said, &["default_runtime", "runc", "qemu"])
+}
+
+fn a_cgroup_driver_that_is_not_there(f: &mut Fixture) -> Result<()> {
+    if Path::new("/run/systemd/private").exists() {
+        bulkhead_tests::skip!("systemd runs this host; the suite systemd is about the driver");
+    }
+    let settings = other(f, "driver");
+    let drop_ins = settings.directory.join("config.d");
+    fs::create_dir_all(&drop_ins)?;
+    fs::write(drop_ins.join("10-driver.toml"), "[daemon]\ncgroup_driver = \"systemd\"\n")?;
+    says(
+        &Daemon::refused(&f.environment, &settings)?,
+        &["cannot reach systemd", "/run/systemd/private", "cgroup_driver"],
+    )
+}
+
+fn a_slice_without_systemd(f: &mut Fixture) -> Result<()> {
+    let mut config = f.pod_config("slice");
+    config.linux.get_or_insert_default().cgroup_parent = "kubepods-besteffort-pod1.slice".into();
+    let error = Pod::run(f.cri(), config, "").err().context("it runs")?;
+    says(&error.message, &["cgroup_parent", "kubepods-besteffort-pod1.slice", "daemon.cgroup_driver is \"cgroupfs\""])?;
+    f.assert_nothing_left()
 }
 
 fn a_second_daemon_on_the_same_root(f: &mut Fixture) -> Result<()> {

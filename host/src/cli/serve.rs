@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::config::{Config, SandboxerKind};
+use crate::config::{CgroupDriver, Config, SandboxerKind};
 use crate::cri::server;
 use crate::image::Images;
 use crate::network::PodNetwork;
@@ -67,6 +67,9 @@ async fn node(config: Config, streaming: streaming::Endpoint) -> anyhow::Result<
     });
     let (root, mib) = (config.daemon.root.clone(), config.guest.scratch_mib);
     let scratch = tokio::task::spawn_blocking(move || ScratchTemplate::prepare(&root, mib)).await??;
+    if config.daemon.cgroup_driver == CgroupDriver::Systemd {
+        tokio::task::spawn_blocking(crate::systemd::check).await??;
+    }
     let cgroups = match sys::cgroup::Hierarchy::discover() {
         Ok(hierarchy) => Some(hierarchy),
         Err(error) => {

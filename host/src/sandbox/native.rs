@@ -11,13 +11,9 @@ use crate::config::Config;
 use crate::network::PodNetworkState;
 use crate::node::Node;
 use crate::sandboxer::launch::Plan;
+use crate::sandboxer::place::{CONTAINERS_LEAF, Place};
 use crate::sys;
 use crate::sys::host::is_executable;
-
-/// Leaf of the pod's cgroup for the agent and the process beside it: a cgroup with children has no processes of its own.
-pub(super) const AGENT_CGROUP: &str = "agent";
-/// Parent of the containers' cgroups below the pod's.
-const CONTAINERS_CGROUP: &str = "containers";
 
 /// Everything that must exist before the agent starts.
 pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<Plan, SandboxError> {
@@ -38,11 +34,9 @@ pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<
     })?;
     let paths = record.paths(&node.config);
     std::fs::create_dir_all(paths.dir()).map_err(SandboxError::step(id, "creation of the run directory"))?;
-    let made = |name: &str| {
-        let cgroup = hierarchy.create(&record.cgroup().join(name));
-        cgroup.map_err(SandboxError::step(id, "creation of the cgroup"))
-    };
-    let (cgroup, containers) = (made(AGENT_CGROUP)?, made(CONTAINERS_CGROUP)?);
+    let failed = || SandboxError::step(id, "creation of the cgroup");
+    let cgroup = Place::prepare(hierarchy, record.cgroup(), record.cgroup_owner(), true).map_err(failed())?;
+    let containers = hierarchy.cgroup(&record.cgroup().join(CONTAINERS_LEAF)).map_err(failed())?;
     let mut netns = None;
     if !shares_network(&record.config) {
         let path = record.netns();
@@ -94,7 +88,7 @@ pub(super) fn remove_layers(config: &Config, id: &str) -> std::io::Result<()> {
 /// Kills containers whose agent is gone: they are ordinary processes, and do not end with it.
 pub(super) async fn kill_containers(node: &Arc<Node>, record: &SandboxRecord) {
     let Some(hierarchy) = node.cgroups.as_ref().filter(|_| record.shares_host()) else { return };
-    let cgroup = hierarchy.cgroup(&record.cgroup().join(CONTAINERS_CGROUP));
+    let cgroup = hierarchy.cgroup(&record.cgroup().join(CONTAINERS_LEAF));
     if let Err(error) = cgroup.and_then(|cgroup| cgroup.kill()) {
         tracing::error!(sandbox = %record.id, error = %crate::error_text(&error), "cannot kill the pod's containers");
     }

@@ -6,11 +6,13 @@ use bulkhead_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use super::state::SandboxState;
-use crate::config::{Config, RuntimeHandlerConfig};
+use crate::config::{CgroupDriver, Config, RuntimeHandlerConfig};
 use crate::network::PodNetworkState;
 use crate::sandboxer::MachinePaths;
+use crate::sandboxer::place::Owner;
 use crate::sandboxer::sizing::Sizing;
 use crate::store::proto_text;
+use crate::systemd::Slice;
 
 /// Longest label of a domain name (RFC 1035, section 2.3.4).
 const MAX_LABEL: usize = 63;
@@ -38,6 +40,9 @@ pub struct SandboxRecord {
     /// How big its machine is; `None` before it is known, and in records older than this field.
     #[serde(default)]
     pub sizing: Option<Sizing>,
+    /// Who made its cgroup.
+    #[serde(default)]
+    pub cgroup_driver: CgroupDriver,
     /// The host's boot it was made in.
     pub boot_id: String,
     /// Interfaces and addresses, once CNI answered.
@@ -79,15 +84,39 @@ impl SandboxRecord {
     /// The pod's cgroup relative to the hierarchy's root, honouring the kubelet's cgroup_parent.
     #[must_use]
     pub fn cgroup(&self) -> PathBuf {
-        self.cgroup_parent().unwrap_or(Path::new("bulkhead")).join(format!("bulkhead-{}", self.id))
+        match self.cgroup_owner() {
+            Owner::Own => self.cgroup_parent().unwrap_or("bulkhead".into()).join(format!("bulkhead-{}", self.id)),
+            Owner::Scope(slice) => slice.path().join(format!("bulkhead-{}.scope", self.id)),
+        }
+    }
+
+    /// Who makes that cgroup.
+    #[must_use]
+    pub fn cgroup_owner(&self) -> Owner {
+        match self.cgroup_driver {
+            CgroupDriver::Cgroupfs => Owner::Own,
+            CgroupDriver::Systemd => Owner::Scope(self.slice().unwrap_or_else(Slice::own)),
+        }
+    }
+
+    /// What the kubelet asks for; empty when it does not care.
+    fn asked_parent(&self) -> &str {
+        self.config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str()).trim_matches('/')
+    }
+
+    fn slice(&self) -> Option<Slice> {
+        Slice::of_parent(self.asked_parent()).ok()
     }
 
     /// The cgroup that the kubelet made for the pod, relative to the hierarchy's root.
     #[must_use]
-    pub fn cgroup_parent(&self) -> Option<&Path> {
-        let asked = self.config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str()).trim_matches('/');
+    pub fn cgroup_parent(&self) -> Option<PathBuf> {
+        if self.cgroup_driver == CgroupDriver::Systemd {
+            return self.slice().map(|slice| slice.path());
+        }
+        let asked = self.asked_parent();
         let plain = !asked.is_empty() && asked.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        plain.then_some(Path::new(asked))
+        plain.then(|| asked.into())
     }
 
     /// Whether its containers run on the host's own kernel.

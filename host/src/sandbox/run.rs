@@ -15,6 +15,7 @@ use crate::network::{NetworkRequest, PodNetworkState};
 use crate::node::{Node, new_id, now_ns};
 use crate::sandboxer::launch::{self, Plan};
 use crate::sandboxer::monitor;
+use crate::sandboxer::place::Place;
 use crate::sandboxer::sizing::{Size, Sizing};
 use crate::store::Kind;
 use crate::sys;
@@ -76,6 +77,7 @@ async fn create(
         sizing: None,
         user,
         boot_id: node.boot_id.clone(),
+        cgroup_driver: node.config.daemon.cgroup_driver,
         network: None,
         end: None,
     };
@@ -171,7 +173,8 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
     std::fs::create_dir_all(paths.dir()).map_err(SandboxError::step(&id, "creation of the run directory"))?;
     let cgroup = match &node.cgroups {
         Some(hierarchy) => {
-            Some(hierarchy.create(&record.cgroup()).map_err(SandboxError::step(&id, "creation of the cgroup"))?)
+            let place = Place::prepare(hierarchy, record.cgroup(), record.cgroup_owner(), false);
+            Some(place.map_err(SandboxError::step(&id, "creation of the cgroup"))?)
         }
         None => None,
     };

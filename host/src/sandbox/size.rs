@@ -22,7 +22,7 @@ pub(super) fn of(node: &Node, record: &SandboxRecord, monitor: &Monitor) -> Resu
 
 fn cgroup_limit(node: &Node, record: &SandboxRecord) -> CgroupLimit {
     let parent = record.cgroup_parent().zip(node.cgroups.as_ref());
-    let cgroup = parent.and_then(|(parent, hierarchy)| hierarchy.cgroup(parent).ok());
+    let cgroup = parent.and_then(|(parent, hierarchy)| hierarchy.cgroup(&parent).ok());
     match cgroup.and_then(|cgroup| cgroup.memory_max()) {
         None => CgroupLimit::Unknown,
         Some(None) => CgroupLimit::None,

@@ -4,7 +4,8 @@
 use bulkhead_proto::cri;
 
 use super::SandboxError;
-use crate::config::{Config, RuntimeHandlerConfig};
+use crate::config::{CgroupDriver, Config, RuntimeHandlerConfig};
+use crate::systemd::Slice;
 
 /// The kernel's limit (`__NEW_UTS_LEN`).
 const MAX_HOSTNAME: usize = 64;
@@ -24,6 +25,7 @@ pub(super) fn check(
         return invalid(format!("hostname has {} bytes; the kernel takes {MAX_HOSTNAME}", pod.hostname.len()));
     }
     let linux = pod.linux.clone().unwrap_or_default();
+    check_cgroup_parent(&linux.cgroup_parent, config.daemon.cgroup_driver).map_err(SandboxError::Invalid)?;
     let namespaces = linux.security_context.unwrap_or_default().namespace_options.unwrap_or_default();
     if let Some(userns) = &namespaces.userns_options
         && userns.mode == cri::NamespaceMode::Pod as i32
@@ -47,6 +49,25 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+/// A kubelet that uses the other driver would account and limit a cgroup in which no pod is.
+fn check_cgroup_parent(parent: &str, driver: CgroupDriver) -> Result<(), String> {
+    let is_slice = parent.ends_with(".slice");
+    match driver {
+        _ if parent.trim_matches('/').is_empty() => Ok(()),
+        CgroupDriver::Systemd => Slice::of_parent(parent).map(drop).map_err(|why| {
+            format!(
+                "linux.cgroup_parent is {parent:?}, and {why}; daemon.cgroup_driver is \"systemd\", which takes slices: \
+                 set cgroupDriver: systemd in the kubelet's configuration"
+            )
+        }),
+        CgroupDriver::Cgroupfs if is_slice => Err(format!(
+            "linux.cgroup_parent is {parent:?}, a slice of systemd's, but daemon.cgroup_driver is \"cgroupfs\": set it to \
+             \"systemd\", or cgroupDriver: cgroupfs in the kubelet's configuration"
+        )),
+        CgroupDriver::Cgroupfs => Ok(()),
+    }
 }
 
 /// On the host's kernel a pod may only set what its own namespaces have a copy of.
@@ -99,6 +120,28 @@ mod tests {
             check(&pod, "native", &config.runtimes["native"], &config).unwrap();
         }
         check(&pod(|_| {}), "qemu", &vm, &config).unwrap();
+    }
+
+    #[test]
+    fn each_cgroup_driver_takes_its_own_parents() {
+        use CgroupDriver::{Cgroupfs, Systemd};
+        for (parent, driver) in [
+            ("", Cgroupfs),
+            ("", Systemd),
+            ("/kubepods/pod1", Cgroupfs),
+            ("/kubepods.slice/kubepods-pod1.slice", Systemd),
+            ("kubepods-besteffort-pod1.slice", Systemd),
+        ] {
+            check_cgroup_parent(parent, driver).unwrap();
+        }
+        for (parent, driver, words) in [
+            ("/kubepods/pod1", Systemd, "set cgroupDriver: systemd"),
+            ("kubepods-besteffort-pod1.slice", Cgroupfs, "cgroupDriver: cgroupfs"),
+            ("/a.slice/b-c.slice", Systemd, "lies at"),
+        ] {
+            let told = check_cgroup_parent(parent, driver).unwrap_err();
+            assert!(told.contains(parent) && told.contains(words), "{told}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{Sandbox, SandboxError, SandboxRecord, SandboxState, native};
 use crate::container;
 use crate::node::Node;
 use crate::sandboxer::Machine;
+use crate::sandboxer::place::PROCESS_LEAF;
 
 /// Watches the machine of a ready sandbox until it ends.
 pub(super) fn spawn(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
@@ -53,7 +54,7 @@ pub(super) async fn machine_ended(node: &Arc<Node>, sandbox: &Arc<Sandbox>, why:
 /// How many of the processes that carry the pod the host's kernel has killed for memory; the pod's cgroup stands until the
 /// sandbox is stopped.
 fn oom_kills(node: &Node, record: &SandboxRecord) -> u64 {
-    let names = [record.cgroup(), record.cgroup().join(native::AGENT_CGROUP)];
+    let names = [record.cgroup(), record.cgroup().join(PROCESS_LEAF)];
     let cgroups = names.iter().filter_map(|name| node.cgroups.as_ref()?.cgroup(name).ok());
     cgroups.map(|cgroup| cgroup.oom_kills()).sum()
 }

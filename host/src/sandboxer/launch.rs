@@ -12,10 +12,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::process::Command;
 
 use super::death::{self, Death};
+use super::place::Place;
 use super::{Machine, MachineError, MachinePaths};
 use crate::error_text;
 use crate::sys;
-use crate::sys::cgroup::Cgroup;
 use crate::sys::process::Process;
 
 /// Longest wait for the process's `ok`.
@@ -53,7 +53,7 @@ pub struct Plan {
     /// User and group that the process is jailed as; `None` for a monitor that has no jail.
     pub user: Option<u32>,
     /// The process's cgroup, if the host has a hierarchy for it.
-    pub cgroup: Option<Cgroup>,
+    pub cgroup: Option<Place>,
 }
 
 /// Starts the process and gives it its orders, which it carries out in the pod's cgroup. The guest boots when this returns.
@@ -69,11 +69,11 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
         .spawn()
         .map_err(spawn_failed)?;
     let mut jailed = None;
-    let result = give_orders(&plan, ours, &mut jailed).await;
+    let result = give_orders(&plan, child.id(), ours, &mut jailed).await;
     match result {
         Ok(()) => {
             // The machine's own end is learnt from its control socket, or from its record.
-            let death = Death::watch(child, jailed, plan.cgroup.clone());
+            let death = Death::watch(child, jailed, plan.cgroup.as_ref().map(|place| place.cgroup().clone()));
             Ok(Machine::connect(plan.paths.clone()).await?.with_death(death))
         }
         Err(error) => {
@@ -90,11 +90,15 @@ pub async fn launch(plan: Plan) -> Result<Machine, MachineError> {
 
 async fn give_orders(
     plan: &Plan,
+    pid: Option<u32>,
     socket: std::os::unix::net::UnixStream,
     jailed: &mut Option<Process>,
 ) -> Result<(), MachineError> {
     let refused = |detail: String| MachineError::Launch { binary: plan.vmm.clone(), detail };
-    let cgroup = plan.cgroup.as_ref().map(Cgroup::open).transpose().map_err(|e| refused(error_text(&e)))?;
+    let cgroup = match &plan.cgroup {
+        Some(place) => Some(place.enter(pid).await.map_err(|e| refused(error_text(&e)))?),
+        None => None,
+    };
     let (orders, descriptors) = orders(plan, cgroup.as_ref().map(AsFd::as_fd));
     let bytes = serde_json::to_vec(&orders).map_err(|e| refused(e.to_string()))?;
     sys::descriptors::send_with(&socket, &bytes, &descriptors).map_err(|e| refused(e.to_string()))?;

@@ -1,7 +1,7 @@
 //! What carries a pod: the per-pod process `bulkhead-vmm`, started here, and the connection to it.
 //!
 //! [`launch`] starts a machine, [`Machine`] is one that runs; a daemon that was restarted finds it again by
-//! [`Machine::reconnect`].
+//! [`Machine::reconnect`]. [`place`] is the cgroup that its process is in.
 
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ mod death;
 pub mod launch;
 mod machine;
 pub mod monitor;
+pub mod place;
 pub mod sizing;
 
 pub use machine::Machine;

@@ -82,8 +82,16 @@ impl Hierarchy {
     /// # Errors
     /// A name that is absolute or has `..`, or when the directory cannot be made.
     pub fn create(&self, name: &Path) -> Result<Cgroup, CgroupError> {
-        let cgroup = self.cgroup(name)?;
-        let mut path = self.root.clone();
+        self.create_below(Path::new(""), name)
+    }
+
+    /// As [`Self::create`], of `name` below `base`, which exists and above which nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn create_below(&self, base: &Path, name: &Path) -> Result<Cgroup, CgroupError> {
+        let cgroup = self.cgroup(&base.join(name))?;
+        let mut path = self.root.join(base);
         for component in name.components() {
             self.enable_controllers(&path);
             path.push(component);
@@ -143,6 +151,26 @@ impl Cgroup {
     pub fn oom_kills(&self) -> u64 {
         let events = fs::read_to_string(self.path.join("memory.events.local")).unwrap_or_default();
         bulkhead_proto::figures::key(&events, "oom_kill").unwrap_or(0)
+    }
+
+    /// Makes the directory and nothing else; its parent exists. One that exists is kept.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make(&self) -> Result<(), CgroupError> {
+        match fs::create_dir(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(self.failed("make", e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves a process in, with all its threads.
+    ///
+    /// # Errors
+    /// When the process or the cgroup is gone.
+    pub fn add_process(&self, pid: i32) -> Result<(), CgroupError> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+            .map_err(|source| self.failed("move a process into", source))
     }
 
     /// The open directory, which a new process can be started in.

@@ -40,7 +40,7 @@ pub(super) const RUNTIME_SERVICE: &[(&str, Verb)] = &[
     ("ListMetricDescriptors", Served("docs/stats.md")),
     ("ListPodSandboxMetrics", Served("docs/stats.md")),
     ("StreamPodSandboxMetrics", Served("")),
-    ("RuntimeConfig", Served("cgroup driver cgroupfs")),
+    ("RuntimeConfig", Served("cgroup driver `cgroupfs` or `systemd`: docs/native.md")),
     ("UpdatePodSandboxResources", Served("docs/sizing.md; handler `qemu` takes no memory back")),
 ];
 
