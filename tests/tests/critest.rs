@@ -103,6 +103,9 @@ struct Expectation {
     /// A feature of the host; where it is present the spec passes.
     #[serde(default)]
     needs: Option<Feature>,
+    /// How it ends where that feature is present, if it does not pass there.
+    #[serde(default)]
+    present: Option<Outcome>,
     /// Part of the spec's message.
     #[serde(default)]
     says: String,
@@ -164,11 +167,16 @@ fn streams_work_over_websocket(s: &mut Suite) -> Result<()> {
 /// What is expected on this handler and host, by name.
 fn expectations(handler: Handler) -> Result<BTreeMap<String, Expectation>> {
     let list: List = toml::from_str(EXPECTED).context("tests/critest/expected.toml")?;
-    let here = |entry: &Expectation| {
-        (entry.handlers.is_empty() || entry.handlers.iter().any(|name| name == handler.name()))
-            && !entry.needs.is_some_and(Feature::present)
+    let of_handler =
+        |entry: &Expectation| entry.handlers.is_empty() || entry.handlers.iter().any(|name| name == handler.name());
+    let on_host = |entry: Expectation| match entry.needs {
+        Some(feature) if feature.present() => {
+            entry.present.map(|outcome| Expectation { outcome, says: String::new(), ..entry })
+        }
+        _ => Some(entry),
     };
-    Ok(list.spec.into_iter().filter(here).map(|entry| (entry.name.clone(), entry)).collect())
+    let expected = list.spec.into_iter().filter(of_handler).filter_map(on_host);
+    Ok(expected.map(|entry| (entry.name.clone(), entry)).collect())
 }
 
 /// Where list and run disagree; with `whole`, entries without a spec are told too.
