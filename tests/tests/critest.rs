@@ -1,6 +1,7 @@
 //! The conformance suite of cri-tools, whole, against a list of what is expected of each spec.
 //!
-//! `BULKHEAD_TEST_HANDLER` names the runtime handler, `BULKHEAD_CRITEST_FOCUS` a pattern of the specs to run.
+//! `BULKHEAD_TEST_HANDLER` names the runtime handler, `BULKHEAD_CRITEST_FOCUS` a pattern of the specs to run; with
+//! `BULKHEAD_CRITEST_SPECS` the outcome of every spec is printed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -222,6 +223,10 @@ fn run(s: &Suite, name: &str, focus: Option<&str>, more: &[&str]) -> Result<BTre
     let count = |outcome| ran.values().filter(|spec| spec.outcome == outcome).count();
     let counts = OUTCOMES.map(|outcome| format!("{} {outcome:?}", count(outcome)).to_lowercase());
     println!("    critest ({name}) on {}: {} of {}", s.handler.name(), counts.join(", "), ran.len());
+    if env::var_os("BULKHEAD_CRITEST_SPECS").is_some() {
+        ran.iter()
+            .for_each(|(spec, ran)| println!("spec: {name}: {}: {spec}", format!("{:?}", ran.outcome).to_lowercase()));
+    }
     ensure!(!ran.is_empty(), "critest ran no spec: {output}");
     Ok(ran)
 }
