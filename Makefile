@@ -7,7 +7,7 @@ PROFILE ?= release
 export PREFIX PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest deps test demo bench bench-cri lint fuzz install clean
+.PHONY: help build guest deps test test-all demo bench bench-cri lint fuzz install clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -23,6 +23,9 @@ guest: ## Build the guest kernel, the agent and the initramfs
 
 test: ## Run every check that CI runs
 	@scripts/test.sh
+
+test-all: ## Run what is too long for CI: every suite and critest in the lab
+	@scripts/test-all.sh
 
 demo: ## Start a daemon of its own, run a pod, show what happens, clean up
 	@scripts/demo.sh

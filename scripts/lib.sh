@@ -22,6 +22,16 @@ spoken() { printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); }
 # cargo_dir PROFILE: the directory below target that cargo puts this profile's programs in.
 cargo_dir() { if [ "$1" = dev ]; then echo "$target/debug"; else echo "$target/$1"; fi; }
 
+# counted WORD LOG...: sum of "N WORD" in the result lines of test binaries (passed, failed, ignored).
+counted() {
+    local word=$1
+    shift
+    cat "$@" | sed -n "s/^test result:.* \([0-9][0-9]*\) $word;.*/\1/p" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+# skipped LOG...: how many cases said that they cannot run here.
+skipped() { cat "$@" | grep -c '^skipped: ' || true; }
+
 # quietly WHAT COMMAND...: runs COMMAND, shows that time passes, and its output only if it fails.
 quietly() {
     local what=$1 log started=$SECONDS status=0 ticker

@@ -23,15 +23,11 @@ phase() {
     return "$status"
 }
 
-# Sums the result lines of all test binaries.
-count() { cat "$results"/* | sed -n "s/^test result:.* \([0-9][0-9]*\) $1;.*/\1/p" | awk '{ sum += $1 } END { print sum + 0 }'; }
-
 finish() {
-    local skipped
-    skipped=$(cat "$results"/* | grep -c '^skipped: ' || true)
     say ""
     printf '%s\n' "${summary[@]}" >&2
-    echo "$(count passed) passed, $(count failed) failed, $(($(count ignored) + skipped)) skipped"
+    local cannot_run=$(($(counted ignored "$results"/*) + $(skipped "$results"/*)))
+    echo "$(counted passed "$results"/*) passed, $(counted failed "$results"/*) failed, $cannot_run skipped"
     [ ${#failed[@]} -eq 0 ] || die "failed: ${failed[*]}"
 }
 
