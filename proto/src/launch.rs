@@ -66,6 +66,35 @@ pub struct Launch {
     /// The user to be jailed as, for a machine that runs in the process itself.
     #[serde(default)]
     pub jail: Option<JailUser>,
+    /// How much its devices may move.
+    #[serde(default)]
+    pub limits: DeviceLimits,
+}
+
+/// How much the devices of a machine may move.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceLimits {
+    /// Each drive: what is read and written together.
+    pub disk: RateLimit,
+    /// Each network device: frames to the guest.
+    pub ingress: RateLimit,
+    /// Each network device: frames from the guest.
+    pub egress: RateLimit,
+}
+
+/// A limit of one direction of a device. An operation is a drive's request or a frame; zero is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimit {
+    /// In the long run.
+    pub bytes_per_second: u64,
+    /// Bytes that may pass at once after a quiet time; zero: what a second brings.
+    pub bytes_burst: u64,
+    /// In the long run.
+    pub operations_per_second: u64,
+    /// Operations that may pass at once after a quiet time; zero: what a second brings.
+    pub operations_burst: u64,
 }
 
 /// Ids that no other process of the host has.

@@ -174,6 +174,7 @@ mod tests {
     use std::mem::MaybeUninit;
     use std::os::fd::AsFd;
 
+    use bulkhead_proto::launch::DeviceLimits;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     fn sample() -> Launch {
@@ -196,6 +197,7 @@ mod tests {
             file_server: None,
             cgroup: None,
             jail: None,
+            limits: DeviceLimits::default(),
         }
     }
 

@@ -11,16 +11,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_proto::GUEST_CID;
-use bulkhead_proto::launch::{Launch, Monitor};
+use bulkhead_proto::launch::{DeviceLimits, Launch, Monitor};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::agent_link::AgentLink;
 use crate::console::{Console, ConsoleFile, Words};
 use crate::devices::balloon::{Balloon, BalloonDevice};
-use crate::devices::block::{BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile, VirtioBlock};
+use crate::devices::block::{
+    BlockBackend, BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile, VirtioBlock,
+};
 use crate::devices::fs::{Fs, FsConfig, connected};
 use crate::devices::net::{Net, NetConfig, NetDevice, Tap, TapError};
-use crate::devices::rate_limiter::Limits;
 use crate::devices::rng::Rng;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{VirtioVsock, VsockConfig, VsockDevice};
@@ -33,6 +34,9 @@ use crate::vhost_user::{ServeError, ServerHandle, serve_block, serve_vsock};
 
 /// What the agent mounts; QEMU's command line says the same.
 const VOLUMES_TAG: &str = "volumes";
+/// Request queues of a drive, each with a thread: one for each processor, but no more than this. As QEMU's command line says
+/// it, its drives have one.
+const MAX_BLOCK_QUEUES: u32 = 4;
 /// Longest wait for the guest to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -145,8 +149,8 @@ fn build(
     let scratch =
         scratch.map(|file| RawFile::new(file, FlushPolicy::Ephemeral)).transpose().map_err(device("scratch drive"))?;
     let images = Arc::new(ImageDrive::new());
-    let image_device = Arc::new(BlockDevice::new(images.clone(), block_config("images")));
-    let scratch_device = scratch.map(|scratch| Arc::new(BlockDevice::new(Arc::new(scratch), block_config("scratch"))));
+    let image_device = block_device(launch, "images", images.clone());
+    let scratch_device = scratch.map(|scratch| block_device(launch, "scratch", Arc::new(scratch)));
     let block_counters = [Some(&image_device), scratch_device.as_ref()];
     let block_counters = block_counters.into_iter().flatten().map(|device| device.counters()).collect();
     let devices = Devices { vsock: vsock_device, images: image_device, scratch: scratch_device, taps };
@@ -200,7 +204,8 @@ fn prepare_microvm(
 ) -> Result<(Guest, Option<FileServer>), StartError> {
     let volumes = launch.file_server.is_some().then(|| Pairs::one(launch)).transpose()?;
     let (file_server, connection) = start_volumes(launch, volumes)?.unzip();
-    let prepared = virtio_devices(devices, connection).and_then(|all| Ok(microvm::prepare(launch, console, all)?));
+    let prepared =
+        virtio_devices(devices, connection, launch.limits).and_then(|all| Ok(microvm::prepare(launch, console, all)?));
     match prepared {
         Ok(prepared) => Ok((Guest::Microvm(Box::new(prepared)), file_server)),
         Err(error) => {
@@ -211,14 +216,18 @@ fn prepare_microvm(
 }
 
 /// In the order in which the guest finds them.
-fn virtio_devices(devices: Devices, volumes: Option<UnixStream>) -> Result<Vec<Box<dyn VirtioDevice>>, StartError> {
+fn virtio_devices(
+    devices: Devices,
+    volumes: Option<UnixStream>,
+    limits: DeviceLimits,
+) -> Result<Vec<Box<dyn VirtioDevice>>, StartError> {
     let mut all: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(VirtioVsock::new(devices.vsock)), Box::new(VirtioBlock::new("images", devices.images))];
     if let Some(scratch) = devices.scratch {
         all.push(Box::new(VirtioBlock::new("scratch", scratch)));
     }
     for (index, tap) in devices.taps.into_iter().enumerate() {
-        all.push(Box::new(network(index, tap)?));
+        all.push(Box::new(network(index, tap, limits)?));
     }
     all.push(Box::new(Rng::default()));
     if let Some(connection) = volumes {
@@ -231,10 +240,15 @@ fn virtio_devices(devices: Devices, volumes: Option<UnixStream>) -> Result<Vec<B
 }
 
 /// The pod's agent gives it the address and MTU that CNI chose.
-fn network(index: usize, tap: OwnedFd) -> Result<Net, StartError> {
+fn network(index: usize, tap: OwnedFd, limits: DeviceLimits) -> Result<Net, StartError> {
     let tap = Tap::new(tap)?;
-    let limits = Limits::default();
-    let config = NetConfig { name: format!("net{index}"), mac: None, mtu: None, rx_limits: limits, tx_limits: limits };
+    let config = NetConfig {
+        name: format!("net{index}"),
+        mac: None,
+        mtu: None,
+        rx_limits: limits.ingress.into(),
+        tx_limits: limits.egress.into(),
+    };
     Ok(Net::new(NetDevice::new(vec![Box::new(tap)], config)))
 }
 
@@ -251,8 +265,14 @@ fn end_file_server(server: Option<FileServer>) {
     }
 }
 
-fn block_config(serial: &str) -> BlockConfig {
-    BlockConfig { serial: serial.into(), queues: 1 }
+fn block_device(launch: &Launch, serial: &str, backend: Arc<dyn BlockBackend>) -> Arc<BlockDevice> {
+    let queues = match &launch.monitor {
+        Monitor::Microvm {} => launch.vcpus.clamp(1, MAX_BLOCK_QUEUES) as u16,
+        Monitor::Qemu { .. } | Monitor::Native(_) => 1,
+    };
+    let device = BlockDevice::new(backend, BlockConfig { serial: serial.into(), queues });
+    device.set_limits(launch.limits.disk.into());
+    Arc::new(device)
 }
 
 fn at<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StartError + use<'a> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use bulkhead_proto::launch::{DeviceLimits, RateLimit};
 use serde::{Deserialize, Serialize};
 
 use crate::sandboxer::sizing::LEAST_GUEST_MIB;
@@ -18,6 +19,9 @@ const MEMORY_MIB: &str = "bulkhead.dev/memory-mib";
 const KERNEL_ARGUMENTS: &str = "bulkhead.dev/kernel-arguments";
 /// Every annotation that a handler may allow.
 const ANNOTATIONS: [&str; 3] = [VCPUS, MEMORY_MIB, KERNEL_ARGUMENTS];
+
+/// Devices wait in steps of milliseconds: what such a step brings must find room.
+const BURSTS_PER_SECOND: u64 = 100;
 
 /// `[runtimes.NAME]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,15 @@ pub struct RuntimeHandlerConfig {
     /// Annotations by which a pod may change the values above.
     #[serde(default)]
     pub annotations: Vec<String>,
+    /// What each drive of a pod's VM may move, in both directions together.
+    #[serde(default)]
+    pub disk_limit: RateLimit,
+    /// What a pod's VM may receive from the network.
+    #[serde(default)]
+    pub ingress_limit: RateLimit,
+    /// What a pod's VM may send to the network.
+    #[serde(default)]
+    pub egress_limit: RateLimit,
 }
 
 /// What carries a pod.
@@ -122,7 +135,16 @@ impl RuntimeHandlerConfig {
             memory_mib: default_memory_mib(),
             kernel_arguments: String::new(),
             annotations: Vec::new(),
+            disk_limit: RateLimit::default(),
+            ingress_limit: RateLimit::default(),
+            egress_limit: RateLimit::default(),
         }
+    }
+
+    /// What the devices of a VM may move.
+    #[must_use]
+    pub fn device_limits(&self) -> DeviceLimits {
+        DeviceLimits { disk: self.disk_limit, ingress: self.ingress_limit, egress: self.egress_limit }
     }
 
     /// VMs of our own.
@@ -162,12 +184,45 @@ impl RuntimeHandlerConfig {
             let (is, least) = (self.memory_mib, LEAST_GUEST_MIB);
             return Err(format!("runtimes.{name}.memory_mib is {is}; a guest needs at least {least}"));
         }
+        self.check_limits(name)?;
         match self.annotations.iter().find(|annotation| !ANNOTATIONS.contains(&annotation.as_str())) {
             Some(unknown) => {
                 Err(format!("runtimes.{name}.annotations has {unknown:?}; there are {}", ANNOTATIONS.join(", ")))
             }
             None => Ok(()),
         }
+    }
+
+    fn check_limits(&self, name: &str) -> Result<(), String> {
+        let limits = [
+            ("disk_limit", self.disk_limit, [SandboxerKind::Microvm, SandboxerKind::Qemu].as_slice()),
+            ("ingress_limit", self.ingress_limit, &[SandboxerKind::Microvm]),
+            ("egress_limit", self.egress_limit, &[SandboxerKind::Microvm]),
+        ];
+        for (key, limit, sandboxers) in limits {
+            if limit != RateLimit::default() && !sandboxers.contains(&self.sandboxer) {
+                return Err(format!(
+                    "runtimes.{name}.{key} has no effect with sandboxer {:?}, whose pods move these bytes without a device of ours; remove it, or use the sandboxer \"microvm\"",
+                    self.sandboxer
+                ));
+            }
+            let pairs = [
+                ("bytes", limit.bytes_per_second, limit.bytes_burst),
+                ("operations", limit.operations_per_second, limit.operations_burst),
+            ];
+            for (unit, rate, burst) in pairs {
+                if burst > 0 && rate == 0 {
+                    return Err(format!("runtimes.{name}.{key} has {unit}_burst, but no {unit}_per_second"));
+                }
+                let least = rate.div_ceil(BURSTS_PER_SECOND);
+                if burst > 0 && burst < least {
+                    return Err(format!(
+                        "runtimes.{name}.{key}.{unit}_burst is {burst}; with {unit}_per_second = {rate} it must be at least {least}"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The handler `name` as a pod with these annotations gets it.
@@ -227,5 +282,25 @@ mod tests {
     fn a_handler_allows_only_what_exists() {
         let handler = RuntimeHandlerConfig { annotations: vec!["x".into()], ..RuntimeHandlerConfig::qemu() };
         assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.annotations has \"x\""));
+    }
+
+    #[test]
+    fn limits_must_be_possible() {
+        let limit = RateLimit { bytes_per_second: 1_000_000, bytes_burst: 10_000, ..RateLimit::default() };
+        let good = RuntimeHandlerConfig { disk_limit: limit, egress_limit: limit, ..RuntimeHandlerConfig::microvm() };
+        good.check("vm").unwrap();
+        assert_eq!(good.device_limits().egress, limit);
+        let burst = RateLimit { bytes_burst: 9_999, ..limit };
+        let alone = RateLimit { operations_burst: 1, ..RateLimit::default() };
+        for (handler, words) in [
+            (RuntimeHandlerConfig { disk_limit: burst, ..good.clone() }, "must be at least 10000"),
+            (RuntimeHandlerConfig { ingress_limit: alone, ..good.clone() }, "no operations_per_second"),
+            (RuntimeHandlerConfig { ingress_limit: limit, ..RuntimeHandlerConfig::qemu() }, "no effect"),
+            (RuntimeHandlerConfig { sandboxer: SandboxerKind::Native, ..good }, "no effect"),
+        ] {
+            let text = handler.check("vm").unwrap_err();
+            assert!(text.contains(words) && text.contains("runtimes.vm."), "{text}");
+        }
+        RuntimeHandlerConfig { disk_limit: limit, ..RuntimeHandlerConfig::qemu() }.check("vm").unwrap();
     }
 }

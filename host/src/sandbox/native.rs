@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bulkhead_proto::cri;
-use bulkhead_proto::launch::{Monitor, NativePod};
+use bulkhead_proto::launch::{DeviceLimits, Monitor, NativePod};
 
 use super::{SandboxError, SandboxRecord};
 use crate::config::Config;
@@ -68,6 +68,7 @@ pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<
         tap: None,
         scratch: None,
         user: None,
+        limits: DeviceLimits::default(),
         cgroup: Some(cgroup),
     })
 }

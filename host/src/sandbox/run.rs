@@ -202,6 +202,7 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
         tap: Some(tap),
         scratch: Some(scratch),
         user: record.user,
+        limits: handler.device_limits(),
         cgroup,
     })
 }

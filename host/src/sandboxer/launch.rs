@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use bulkhead_proto::launch::{JailUser, Launch, Monitor, PROTOCOL_VERSION};
+use bulkhead_proto::launch::{DeviceLimits, JailUser, Launch, Monitor, PROTOCOL_VERSION};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::process::Command;
@@ -52,6 +52,8 @@ pub struct Plan {
     pub scratch: Option<File>,
     /// User and group that the process is jailed as; `None` for a monitor that has no jail.
     pub user: Option<u32>,
+    /// How much its devices may move.
+    pub limits: DeviceLimits,
     /// The process's cgroup, if the host has a hierarchy for it.
     pub cgroup: Option<Place>,
 }
@@ -166,6 +168,7 @@ fn orders<'a>(plan: &'a Plan, cgroup: Option<BorrowedFd<'a>>) -> (Launch, Vec<Bo
         file_server: plan.file_server.clone(),
         cgroup,
         jail: plan.user.map(|id| JailUser { uid: id, gid: id }),
+        limits: plan.limits,
     };
     (launch, descriptors)
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bulkhead_proto::launch::RateLimit;
 use rustix::event::Timespec;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 
@@ -22,6 +23,19 @@ pub struct Limit {
     pub period: Duration,
 }
 
+impl Limit {
+    /// So many a second in the long run, of which `burst` may be saved up; a burst of zero stands for a second's worth, a rate
+    /// of zero for no limit.
+    #[must_use]
+    pub fn per_second(rate: u64, burst: u64) -> Option<Self> {
+        let amount = if burst == 0 { rate } else { burst };
+        let nanos = (u128::from(amount) * 1_000_000_000).checked_div(u128::from(rate))?;
+        // What is more than a token each nanosecond is no limit that could be kept.
+        let period = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX).max(1));
+        Some(Self { amount, period })
+    }
+}
+
 /// The limits of one direction of a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -29,6 +43,15 @@ pub struct Limits {
     pub bytes: Option<Limit>,
     /// Frames or requests.
     pub operations: Option<Limit>,
+}
+
+impl From<RateLimit> for Limits {
+    fn from(limit: RateLimit) -> Self {
+        Self {
+            bytes: Limit::per_second(limit.bytes_per_second, limit.bytes_burst),
+            operations: Limit::per_second(limit.operations_per_second, limit.operations_burst),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -233,6 +256,19 @@ mod tests {
             limiter.charge(u64::MAX);
             assert!(limiter.wait(now + 1000 * SECOND).is_some());
         }
+    }
+
+    #[test]
+    fn rates_become_buckets() {
+        let limit =
+            RateLimit { bytes_per_second: 1000, bytes_burst: 250, operations_per_second: 20, operations_burst: 0 };
+        let bytes = Limit { amount: 250, period: SECOND / 4 };
+        let operations = Limit { amount: 20, period: SECOND };
+        assert_eq!(Limits::from(limit), Limits { bytes: Some(bytes), operations: Some(operations) });
+        assert_eq!(Limits::from(RateLimit { bytes_burst: 7, ..RateLimit::default() }), Limits::default());
+        let least = Limit { amount: 1, period: Duration::from_nanos(1) };
+        assert_eq!(Limit::per_second(u64::MAX, 1), Some(least));
+        assert!(Limit::per_second(1, u64::MAX).is_some());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::VolatileSlice;
+use vm_memory::{GuestMemory, GuestMemoryRegion, VolatileSlice};
+
+use super::GuestRam;
 
 /// Most pieces one system call takes (IOV_MAX).
 const MAX_IOVECS: usize = 1024;
@@ -202,6 +204,37 @@ impl<'a> GuestSlices<'a> {
         Ok(done)
     }
 
+    /// The first pieces, as many as one system call takes. Good while what `self` borrows is.
+    #[must_use]
+    pub fn iovecs(&self) -> Vec<libc::iovec> {
+        let pieces = &self.pieces[..self.pieces.len().min(MAX_IOVECS)];
+        let iovec = |piece: &VolatileSlice<'_>| libc::iovec {
+            iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+            iov_len: piece.len(),
+        };
+        pieces.iter().map(iovec).collect()
+    }
+
+    /// The same buffers together with the memory that they lie in; `None` when a piece does not lie in `ram`.
+    #[must_use]
+    pub fn hold(&self, ram: &GuestRam) -> Option<HeldSlices> {
+        let lies_in_ram = |piece: &VolatileSlice<'_>| {
+            let at = piece.ptr_guard().as_ptr() as usize;
+            ram.iter().any(|region| {
+                let offset = at.checked_sub(region.as_ptr() as usize).and_then(|offset| u64::try_from(offset).ok());
+                offset.is_some_and(|offset| offset < region.len() && piece.len() as u64 <= region.len() - offset)
+            })
+        };
+        if !self.pieces.iter().all(lies_in_ram) {
+            return None;
+        }
+        // SAFETY: only the lifetime changes. Each piece was just found inside a mapping that `ram` shares the ownership of,
+        // and `HeldSlices` keeps `ram`, so the mapping stays where it is for as long as these slices exist: they leave it only
+        // by a borrow.
+        let slices = unsafe { std::mem::transmute::<GuestSlices<'_>, GuestSlices<'static>>(self.clone()) };
+        Some(HeldSlices { slices, _ram: ram.clone() })
+    }
+
     /// Whether one system call takes all pieces.
     #[must_use]
     pub fn fits_one_call(&self) -> bool {
@@ -231,6 +264,26 @@ impl<'a> GuestSlices<'a> {
                 }
             }
         }
+    }
+}
+
+/// Buffers in guest memory that stay mapped: for what goes on after a system call has returned.
+#[derive(Debug)]
+pub struct HeldSlices {
+    // Before the memory.
+    slices: GuestSlices<'static>,
+    _ram: GuestRam,
+}
+
+// SAFETY: the pieces are pointers into a mapping that `_ram` keeps, which belongs to no thread; guest memory is only ever
+// accessed as volatile, from any thread, and the guest itself changes it at any time.
+unsafe impl Send for HeldSlices {}
+
+impl HeldSlices {
+    /// The buffers.
+    #[must_use]
+    pub fn get(&self) -> &GuestSlices<'_> {
+        &self.slices
     }
 }
 

@@ -28,6 +28,9 @@ pub trait Handler: Send + 'static {
 
     /// A descriptor is readable. What takes long looks at `stop` in between.
     fn handle(&mut self, token: u64, stop: &Stop);
+
+    /// On the worker's thread, after everything else.
+    fn end(&mut self) {}
 }
 
 /// Whether a worker is to end.
@@ -96,6 +99,7 @@ impl<H: Handler> Worker<H> {
         let thread = jail::spawn(name, Role::Device, move || {
             let mut handler = given.recv().ok()?;
             serve(&epoll, &mut handler, &flag);
+            handler.end();
             Some(handler)
         })?;
         Ok((Self { stop, wake, thread: Some(thread) }, give))

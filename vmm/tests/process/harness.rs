@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use bulkhead_proto::launch::{ExitRecord, Launch, Monitor, PROTOCOL_VERSION};
+use bulkhead_proto::launch::{DeviceLimits, ExitRecord, Launch, Monitor, PROTOCOL_VERSION};
 use bulkhead_proto::vmm_ttrpc::VmmClient;
 use bulkhead_vmm::rights;
 use rustix::fs::CWD;
@@ -123,6 +123,7 @@ impl Pod {
             file_server: Some(env!("CARGO_BIN_EXE_bulkhead-fs").into()),
             cgroup: None,
             jail: None,
+            limits: DeviceLimits::default(),
         };
         change(&mut launch);
         let (ours, theirs) = UnixStream::pair().unwrap();

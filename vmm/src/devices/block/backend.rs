@@ -1,12 +1,11 @@
 //! What a block device stores its bytes in.
 
 use std::fmt::Debug;
-use std::io;
+use std::fs::File;
+use std::sync::Arc;
 
-use crate::devices::slices::GuestSlices;
-
-/// Storage behind a block device. Offsets and lengths are in bytes, multiples of 512, and within [`len`](Self::len):
-/// the device checks them before it calls.
+/// Storage behind a block device: says which bytes of which files it consists of; the device moves them. Offsets and lengths
+/// are in bytes, multiples of 512, and within [`len`](Self::len): the device checks them before it asks.
 pub trait BlockBackend: Debug + Send + Sync {
     /// Size in bytes, a multiple of 512; constant.
     fn len(&self) -> u64;
@@ -14,32 +13,55 @@ pub trait BlockBackend: Debug + Send + Sync {
     /// Whether writes are refused; constant.
     fn is_read_only(&self) -> bool;
 
-    /// Whether `discard` and `write_zeroes` work; constant.
+    /// Whether ranges can be discarded and zeroed; constant.
     fn can_discard(&self) -> bool {
         false
     }
 
-    /// Fills all of `buffers`.
-    fn read_at(&self, buffers: &GuestSlices<'_>, offset: u64) -> io::Result<()>;
+    /// What lies from `offset` on.
+    fn locate(&self, offset: u64) -> Place;
 
-    /// Stores all of `buffers`. Durable after the next `flush`.
-    fn write_at(&self, buffers: &GuestSlices<'_>, offset: u64) -> io::Result<()>;
-
-    /// Makes every write that has returned durable, as far as this storage promises durability.
-    fn flush(&self) -> io::Result<()>;
-
-    /// The range's content no longer matters.
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    /// The range reads as zeros; with `unmap` its space may be given back.
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    /// The file to sync so that every write that was answered is durable; `None` when there is nothing to do for as much
+    /// durability as this storage promises.
+    fn to_sync(&self) -> Option<Arc<File>>;
 
     /// No bytes at all.
     fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What lies at an offset.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// So many bytes of this file, from this offset in it; what lies past its end reads as zeros.
+    File {
+        /// Which.
+        file: Arc<File>,
+        /// Offset in it.
+        at: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// So many bytes that read as zeros.
+    Hole {
+        /// Bytes.
+        len: u64,
+    },
+}
+
+impl Place {
+    /// Bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } | Self::Hole { len } => *len,
+        }
+    }
+
+    /// No bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }

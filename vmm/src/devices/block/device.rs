@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use virtio_queue::Queue;
 
-use super::request::{Header, ID_LEN, Kind, MAX_SEGMENTS, Status, read_segments};
-use super::{BlockBackend, SECTOR};
-use crate::devices::chain::{Buffers, ChainError};
+use super::job::{Job, Subject};
+use super::plan::{MAX_SEGMENT_SECTORS, Plan, respond};
+use super::request::{MAX_SEGMENTS, Status};
+use super::{BlockBackend, BlockIo, SECTOR};
 use crate::devices::limit::LogLimit;
 use crate::devices::rate_limiter::{Limits, RateLimiter};
-use crate::devices::slices::GuestSlices;
 use crate::devices::{BrokenQueue, GuestRam, RING_FEATURES, queue};
 
 /// Virtio device type of a block device.
@@ -22,19 +22,15 @@ pub const QUEUE_SIZE: u16 = 128;
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
-const F_FLUSH: u64 = 1 << 9;
+pub(super) const F_FLUSH: u64 = 1 << 9;
 const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Data buffers in one request: a queue's descriptors less header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// Most data in one request; Linux asks for at most 1280 KiB unless told otherwise.
-const MAX_DATA: usize = 64 << 20;
-/// Most sectors in one segment of DISCARD or WRITE_ZEROES: 4 GiB.
-const MAX_SEGMENT_SECTORS: u32 = 8 << 20;
-/// VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP.
-const FLAG_UNMAP: u32 = 1;
+/// After a kernel that is short of something.
+const RETRY: Duration = Duration::from_millis(1);
 /// Bytes of `virtio_blk_config` up to and with the WRITE_ZEROES fields.
 const CONFIG_LEN: usize = 60;
 
@@ -68,29 +64,26 @@ impl BlockCounters {
     }
 }
 
-/// What one call of [`BlockDevice::process_next`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
-    /// The queue is empty, and the driver will notify of the next request.
-    Idle,
-    /// The limits are reached: there may be requests again after this time, of which the driver does not notify.
-    Throttled(Duration),
-    /// One request is answered.
-    Done {
-        /// The driver wants an interrupt.
-        notify: bool,
-    },
+/// What one call of [`BlockDevice::process`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The driver wants an interrupt.
+    pub notify: bool,
+    /// There may be more to do at once.
+    pub more: bool,
+    /// There may be requests after this time, of which the driver does not notify.
+    pub wait: Option<Duration>,
 }
 
 /// A virtio block device. Its queues may be processed by different threads at once.
 #[derive(Debug)]
 pub struct BlockDevice {
-    backend: Arc<dyn BlockBackend>,
-    config: BlockConfig,
+    pub(super) backend: Arc<dyn BlockBackend>,
+    pub(super) config: BlockConfig,
     counters: Arc<BlockCounters>,
     /// What the driver negotiated; all there is to save and restore beside the queues.
     acked_features: AtomicU64,
-    limiter: RateLimiter,
+    pub(super) limiter: RateLimiter,
     log: Mutex<LogLimit>,
 }
 
@@ -108,8 +101,7 @@ impl BlockDevice {
         }
     }
 
-    /// Limits bytes and requests of all queues together, from now on. Only a transport that waits when it is told to may
-    /// serve the device then.
+    /// Limits bytes and requests of all queues together, from now on.
     pub fn set_limits(&self, limits: Limits) {
         self.limiter.set(limits);
     }
@@ -179,182 +171,116 @@ impl BlockDevice {
         space
     }
 
-    /// Answers the next request of a queue. I/O happens on the calling thread.
-    pub fn process_next(&self, ram: &GuestRam, requests: &mut Queue, index: usize) -> Result<Progress, BrokenQueue> {
-        if let Some(wait) = self.limiter.wait(Instant::now()) {
-            return Ok(Progress::Throttled(wait));
+    /// Begins what the driver of a queue has offered, as far as limits and `io` allow, and answers what is done. To be called
+    /// when the driver notifies, when [`BlockIo::event`] is readable, and as the [`Turn`] says.
+    pub fn process(
+        &self,
+        ram: &GuestRam,
+        requests: &mut Queue,
+        index: usize,
+        io: &mut BlockIo,
+    ) -> Result<Turn, BrokenQueue> {
+        let mut turn = Turn::default();
+        let mut answered = false;
+        // A queue's worth: whoever calls looks at other things in between.
+        for _ in 0..QUEUE_SIZE {
+            if !io.has_room() {
+                break;
+            }
+            turn.wait = self.limiter.wait(Instant::now());
+            if turn.wait.is_some() {
+                break;
+            }
+            let Some(chain) = queue::pop(ram, requests, index)? else {
+                if queue::enable_notification(ram, requests, index)? {
+                    continue;
+                }
+                break;
+            };
+            turn.more = true;
+            let head = chain.head_index();
+            match self.plan(ram, chain) {
+                Plan::Answered { written } => {
+                    queue::give_back(ram, requests, index, head, written)?;
+                    answered = true;
+                }
+                Plan::Begin(job) => io.begin(job),
+            }
         }
-        let chain = loop {
-            if let Some(chain) = queue::pop(ram, requests, index)? {
-                break chain;
-            }
-            if !queue::enable_notification(ram, requests, index)? {
-                return Ok(Progress::Idle);
-            }
-        };
-        let head = chain.head_index();
-        let written = match Buffers::parse(ram, chain) {
-            Ok(buffers) => self.answer(&buffers),
-            Err(error) => {
-                self.complain(&error);
-                0
-            }
-        };
-        queue::give_back(ram, requests, index, head, written)?;
-        Ok(Progress::Done { notify: queue::needs_notification(ram, requests, index)? })
+        if let Err(error) = io.submit() {
+            // Memory or room in the kernel, of which there is more when something is done, and else soon.
+            self.complain(&format_args!("the kernel takes no requests now: {error}"));
+            turn.wait.get_or_insert(RETRY);
+        }
+        answered |= self.answer(ram, requests, index, io)?;
+        turn.more |= answered || io.has_unsubmitted();
+        turn.notify = answered && queue::needs_notification(ram, requests, index)?;
+        Ok(turn)
     }
 
-    /// Executes one request; the bytes written to guest memory.
-    fn answer(&self, buffers: &Buffers<'_>) -> u32 {
-        let Some(data_len) = buffers.writable.len().checked_sub(1) else {
-            // Without room for a status there is no way to answer.
-            self.complain(&ChainError::Empty);
-            return 0;
-        };
-        self.limiter.charge(data_len.max(buffers.readable.len()).min(MAX_DATA) as u64);
-        let data_in = buffers.writable.range(0, data_len);
-        let status_byte = buffers.writable.range(data_len, 1);
-        let (status, filled) = match Header::read(&buffers.readable) {
-            Some(header) => {
-                let data_out = buffers.readable.range(super::request::HEADER_LEN, usize::MAX);
-                self.execute(header, &data_in, &data_out)
+    /// Waits for all requests in flight and answers them. True when the driver wants an interrupt.
+    pub fn finish(
+        &self,
+        ram: &GuestRam,
+        requests: &mut Queue,
+        index: usize,
+        io: &mut BlockIo,
+    ) -> Result<bool, BrokenQueue> {
+        let mut answered = self.answer(ram, requests, index, io)?;
+        while io.in_flight() > 0 {
+            if let Err(error) = io.wait() {
+                // When it is dropped, it waits again.
+                self.complain(&format_args!("cannot wait for requests in flight: {error}"));
+                break;
             }
-            None => (Status::IoError, 0),
-        };
-        if !status_byte.write_all(&[status as u8]) {
-            return 0;
+            answered |= self.answer(ram, requests, index, io)?;
         }
-        // The status byte lies behind the data, so what a failed read left untouched counts as not written.
-        if filled == data_len {
-            u32::try_from(filled + 1).unwrap_or(u32::MAX)
-        } else {
-            u32::try_from(filled).unwrap_or(0).max(1)
-        }
+        Ok(answered && queue::needs_notification(ram, requests, index)?)
     }
 
-    fn execute(&self, header: Header, data_in: &GuestSlices<'_>, data_out: &GuestSlices<'_>) -> (Status, usize) {
-        match header.kind {
-            Kind::Read => self.read(header.sector, data_in),
-            Kind::Write => (self.write(header.sector, data_out), 0),
-            Kind::Flush => (status_of(self.backend.flush()), 0),
-            Kind::GetId => self.get_id(data_in),
-            Kind::Discard | Kind::WriteZeroes => (self.zero_segments(header.kind, data_out), 0),
-            Kind::Unknown(_) => (Status::Unsupported, 0),
+    /// Answers what is done; whether there was something.
+    fn answer(
+        &self,
+        ram: &GuestRam,
+        requests: &mut Queue,
+        index: usize,
+        io: &mut BlockIo,
+    ) -> Result<bool, BrokenQueue> {
+        io.reap();
+        let mut answered = false;
+        while let Some((job, result)) = io.take() {
+            let written = self.conclude(&job, result);
+            queue::give_back(ram, requests, index, job.head, written)?;
+            answered = true;
         }
+        Ok(answered)
     }
 
-    fn read(&self, sector: u64, data: &GuestSlices<'_>) -> (Status, usize) {
-        let Some(offset) = self.byte_range(sector, data.len()) else {
-            return (Status::IoError, 0);
-        };
-        match self.backend.read_at(data, offset) {
-            Ok(()) => {
+    /// Counts or complains, and writes the status; the bytes written to guest memory.
+    fn conclude(&self, job: &Job, result: std::io::Result<()>) -> u32 {
+        let data = job.data.get();
+        let (status, filled) = match (result, job.subject) {
+            (Ok(()), Subject::Read) => {
                 self.counters.read.fetch_add(data.len() as u64, Ordering::Relaxed);
                 (Status::Ok, data.len())
             }
-            Err(error) => {
-                self.complain_io("read", offset, data.len(), &error);
+            (Ok(()), Subject::Write) => {
+                self.counters.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+                (Status::Ok, 0)
+            }
+            (Ok(()), Subject::Flush | Subject::DiscardOrZero) => (Status::Ok, 0),
+            (Err(error), subject) => {
+                let (verb, offset) = (subject.verb(), job.offset);
+                self.complain(&format_args!("cannot {verb} {} bytes at {offset}: {error}", data.len()));
                 (Status::IoError, 0)
             }
-        }
-    }
-
-    fn write(&self, sector: u64, data: &GuestSlices<'_>) -> Status {
-        if self.backend.is_read_only() {
-            return Status::IoError;
-        }
-        let Some(offset) = self.byte_range(sector, data.len()) else {
-            return Status::IoError;
         };
-        let mut result = self.backend.write_at(data, offset);
-        // A driver that cannot flush expects writes to be durable when they are answered (5.2.6.2).
-        if result.is_ok() && self.acked_features() & F_FLUSH == 0 {
-            result = self.backend.flush();
-        }
-        match result {
-            Ok(()) => {
-                self.counters.written.fetch_add(data.len() as u64, Ordering::Relaxed);
-                Status::Ok
-            }
-            Err(error) => {
-                self.complain_io("write", offset, data.len(), &error);
-                Status::IoError
-            }
-        }
+        respond(job.status.get(), status, filled, job.writable)
     }
 
-    fn get_id(&self, data: &GuestSlices<'_>) -> (Status, usize) {
-        let mut id = [0_u8; ID_LEN];
-        for (to, from) in id.iter_mut().zip(self.config.serial.bytes()) {
-            *to = from;
-        }
-        match data.write_all(&id) {
-            true => (Status::Ok, ID_LEN),
-            false => (Status::IoError, 0),
+    pub(super) fn complain(&self, what: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.log.lock().unwrap_or_else(PoisonError::into_inner).allow() {
+            tracing::warn!(drive = %self.config.serial, suppressed, "{what}");
         }
     }
-
-    fn zero_segments(&self, kind: Kind, data: &GuestSlices<'_>) -> Status {
-        if self.backend.is_read_only() || !self.backend.can_discard() {
-            return Status::Unsupported;
-        }
-        let Some(segments) = read_segments(data) else {
-            return Status::IoError;
-        };
-        let allowed_flags = if kind == Kind::WriteZeroes { FLAG_UNMAP } else { 0 };
-        for segment in &segments {
-            if segment.flags & !allowed_flags != 0 {
-                return Status::Unsupported;
-            }
-        }
-        for segment in segments {
-            let len = u64::from(segment.sectors) * SECTOR;
-            let in_range = segment.sectors <= MAX_SEGMENT_SECTORS && segment.sectors > 0;
-            let Some(offset) = self.offset_of(segment.sector, len).filter(|_| in_range) else {
-                return Status::IoError;
-            };
-            let result = match kind {
-                Kind::WriteZeroes => self.backend.write_zeroes(offset, len, segment.flags & FLAG_UNMAP != 0),
-                _ => self.backend.discard(offset, len),
-            };
-            if let Err(error) = result {
-                self.complain_io("discard or zero", offset, segment.sectors as usize * SECTOR as usize, &error);
-                return Status::IoError;
-            }
-        }
-        Status::Ok
-    }
-
-    /// The first byte of a request's data, when it is whole sectors, not too much, and inside the drive.
-    fn byte_range(&self, sector: u64, len: usize) -> Option<u64> {
-        if len == 0 || len > MAX_DATA || !(len as u64).is_multiple_of(SECTOR) {
-            return None;
-        }
-        self.offset_of(sector, len as u64)
-    }
-
-    fn offset_of(&self, sector: u64, len: u64) -> Option<u64> {
-        let offset = sector.checked_mul(SECTOR)?;
-        (offset.checked_add(len)? <= self.backend.len()).then_some(offset)
-    }
-
-    fn complain(&self, error: &ChainError) {
-        if let Some(suppressed) = self.allow_log() {
-            tracing::warn!(drive = %self.config.serial, suppressed, "dropped a block request of the guest: {error}");
-        }
-    }
-
-    fn complain_io(&self, verb: &str, offset: u64, len: usize, error: &std::io::Error) {
-        if let Some(suppressed) = self.allow_log() {
-            tracing::warn!(drive = %self.config.serial, suppressed, "cannot {verb} {len} bytes at {offset}: {error}");
-        }
-    }
-
-    fn allow_log(&self) -> Option<u64> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).allow()
-    }
-}
-
-fn status_of(result: std::io::Result<()>) -> Status {
-    if result.is_ok() { Status::Ok } else { Status::IoError }
 }

@@ -10,12 +10,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Arc, RwLock};
 
-use super::{BlockBackend, SECTOR};
-use crate::devices::slices::GuestSlices;
+use super::{BlockBackend, Place, SECTOR};
 
 /// Bytes of the whole space.
 const CAPACITY: u64 = 64 << 40;
@@ -80,14 +77,6 @@ struct Map {
     next: u64,
 }
 
-/// What lies at an offset.
-enum Found {
-    /// So many bytes of this file, from this offset in it.
-    Part { file: Arc<File>, at: u64, len: u64 },
-    /// So many bytes of nothing.
-    Hole { len: u64 },
-}
-
 /// The image drive's storage.
 #[derive(Debug)]
 pub struct ImageDrive {
@@ -141,7 +130,7 @@ impl ImageDrive {
         Ok(extent)
     }
 
-    /// Forgets an image: from now on its place reads as zeros. False when it was not mapped.
+    /// Forgets an image: what is read from its place from now on is zeros. False when it was not mapped.
     pub fn unmap(&self, image_id: &str) -> bool {
         let mut map = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(extent) = map.images.remove(image_id) else {
@@ -156,18 +145,6 @@ impl ImageDrive {
         drop(closing);
         true
     }
-
-    fn find(&self, offset: u64) -> Found {
-        let map = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((start, part)) = map.parts.range(..=offset).next_back() {
-            let at = offset - start;
-            if at < part.len {
-                return Found::Part { file: part.file.clone(), at, len: part.len - at };
-            }
-        }
-        let next = map.parts.range(offset..).next().map_or(CAPACITY, |(start, _)| *start);
-        Found::Hole { len: next.saturating_sub(offset) }
-    }
 }
 
 impl BlockBackend for ImageDrive {
@@ -179,34 +156,19 @@ impl BlockBackend for ImageDrive {
         true
     }
 
-    fn read_at(&self, buffers: &GuestSlices<'_>, offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while done < buffers.len() {
-            let left = buffers.len() - done;
-            let clip = |len: u64| usize::try_from(len).unwrap_or(usize::MAX).min(left);
-            match self.find(offset + done as u64) {
-                Found::Part { file, at, len } => {
-                    let take = clip(len);
-                    buffers.range(done, take).read_from(file.as_fd(), at)?;
-                    done += take;
-                }
-                // Past the drive's end nothing is left to read; the device has checked the range.
-                Found::Hole { len: 0 } => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Found::Hole { len } => {
-                    let take = clip(len);
-                    buffers.range(done, take).zero();
-                    done += take;
-                }
+    fn locate(&self, offset: u64) -> Place {
+        let map = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((start, part)) = map.parts.range(..=offset).next_back() {
+            let at = offset - start;
+            if at < part.len {
+                return Place::File { file: part.file.clone(), at, len: part.len - at };
             }
         }
-        Ok(())
+        let next = map.parts.range(offset..).next().map_or(CAPACITY, |(start, _)| *start);
+        Place::Hole { len: next.saturating_sub(offset) }
     }
 
-    fn write_at(&self, _buffers: &GuestSlices<'_>, _offset: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
+    fn to_sync(&self) -> Option<Arc<File>> {
+        None
     }
 }

@@ -2,12 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
-
-use super::{BlockBackend, SECTOR};
-use crate::devices::slices::GuestSlices;
+use super::{BlockBackend, Place, SECTOR};
 
 /// What a guest's flush does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +18,7 @@ pub enum FlushPolicy {
 /// A drive in one file of the host.
 #[derive(Debug)]
 pub struct RawFile {
-    file: File,
+    file: Arc<File>,
     len: u64,
     read_only: bool,
     flush: FlushPolicy,
@@ -33,7 +30,7 @@ impl RawFile {
     pub fn new(file: File, flush: FlushPolicy) -> io::Result<Self> {
         let len = file.metadata()?.len() / SECTOR * SECTOR;
         let mode = rustix::fs::fcntl_getfl(&file)? & rustix::fs::OFlags::RWMODE;
-        Ok(Self { file, len, read_only: mode == rustix::fs::OFlags::RDONLY, flush })
+        Ok(Self { file: Arc::new(file), len, read_only: mode == rustix::fs::OFlags::RDONLY, flush })
     }
 }
 
@@ -50,40 +47,14 @@ impl BlockBackend for RawFile {
         !self.read_only
     }
 
-    fn read_at(&self, buffers: &GuestSlices<'_>, offset: u64) -> io::Result<()> {
-        buffers.read_from(self.file.as_fd(), offset)
+    fn locate(&self, offset: u64) -> Place {
+        Place::File { file: self.file.clone(), at: offset, len: self.len.saturating_sub(offset) }
     }
 
-    fn write_at(&self, buffers: &GuestSlices<'_>, offset: u64) -> io::Result<()> {
-        buffers.write_to(self.file.as_fd(), offset)
-    }
-
-    fn flush(&self) -> io::Result<()> {
+    fn to_sync(&self) -> Option<Arc<File>> {
         match self.flush {
-            FlushPolicy::Sync => self.file.sync_data(),
-            FlushPolicy::Ephemeral => Ok(()),
+            FlushPolicy::Sync => Some(self.file.clone()),
+            FlushPolicy::Ephemeral => None,
         }
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if unmap {
-            return self.discard(offset, len);
-        }
-        let kept = self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len);
-        match kept {
-            // tmpfs and others know no ZERO_RANGE; a hole reads as zeros too.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => self.discard(offset, len),
-            other => other,
-        }
-    }
-}
-
-impl RawFile {
-    fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
     }
 }

@@ -3,17 +3,19 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
-use super::{BlockDevice, DEVICE_TYPE, Progress, QUEUE_SIZE};
-use crate::devices::GuestRam;
+use super::{BlockDevice, BlockIo, DEVICE_TYPE, QUEUE_SIZE};
 use crate::devices::rate_limiter::RetryTimer;
 use crate::devices::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use crate::devices::worker::{Handler, Stop, Worker, clear};
+use crate::devices::worker::{Handler, NotStarted, Stop, Worker, clear};
+use crate::devices::{BrokenQueue, GuestRam};
 use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 
 /// Notifications of the queue.
 const KICK: u64 = 0;
 /// The limiter's time is over.
 const TIMER: u64 = 1;
+/// Requests are done.
+const DONE: u64 = 2;
 const NAME: &str = "block device";
 
 /// A block device and the threads of its queues.
@@ -21,6 +23,8 @@ const NAME: &str = "block device";
 pub struct VirtioBlock {
     name: String,
     device: Arc<BlockDevice>,
+    /// By queue, of those that no thread has. Made once: a device that is activated in a jail can make none.
+    idle: Vec<Option<BlockIo>>,
     workers: Vec<Worker<RequestQueue>>,
 }
 
@@ -28,6 +32,7 @@ pub struct VirtioBlock {
 #[derive(Debug)]
 struct RequestQueue {
     device: Arc<BlockDevice>,
+    io: BlockIo,
     ram: GuestRam,
     queue: ActiveQueue,
     interrupt: Arc<dyn Interrupt>,
@@ -36,10 +41,40 @@ struct RequestQueue {
 }
 
 impl VirtioBlock {
-    /// `name` is for threads: short.
+    /// `name` is for threads: short. The device does its requests by io_uring where it can be made here and now.
     #[must_use]
     pub fn new(name: &str, device: Arc<BlockDevice>) -> Self {
-        Self { name: name.to_owned(), device, workers: Vec::new() }
+        Self::with_io(name, device, BlockIo::new)
+    }
+
+    /// What does the requests of each queue is `io`'s.
+    #[must_use]
+    pub fn with_io(name: &str, device: Arc<BlockDevice>, io: impl Fn() -> BlockIo) -> Self {
+        let idle = (0..device.queues()).map(|_| Some(io())).collect();
+        Self { name: name.to_owned(), device, idle, workers: Vec::new() }
+    }
+
+    fn start(&mut self, queue: ActiveQueue, ram: GuestRam, interrupt: Arc<dyn Interrupt>) -> std::io::Result<()> {
+        let (index, timer) = (queue.index, RetryTimer::new()?);
+        // One whose thread panicked is lost.
+        let io = self.idle.get_mut(index).and_then(Option::take).unwrap_or_else(BlockIo::synchronous);
+        let device = self.device.clone();
+        match Worker::start(&self.name, RequestQueue { device, io, ram, queue, interrupt, timer, broken: false }) {
+            Ok(worker) => {
+                self.workers.push(worker);
+                Ok(())
+            }
+            Err(NotStarted { source, handler }) => {
+                self.keep(index, handler.io);
+                Err(source)
+            }
+        }
+    }
+
+    fn keep(&mut self, index: usize, io: BlockIo) {
+        if let Some(place) = self.idle.get_mut(index) {
+            *place = Some(io);
+        }
     }
 }
 
@@ -63,25 +98,21 @@ impl VirtioDevice for VirtioBlock {
     fn write_config(&mut self, _offset: usize, _bytes: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.device.set_acked_features(activation.features);
-        let failed = |source| ActivateError::Io { step: "start a drive's thread", source };
-        for queue in activation.queues {
-            let handler = RequestQueue {
-                device: self.device.clone(),
-                ram: activation.ram.clone(),
-                interrupt: activation.interrupt.clone(),
-                timer: RetryTimer::new().map_err(failed)?,
-                broken: false,
-                queue,
-            };
-            let worker = Worker::start(&self.name, handler);
-            self.workers.push(worker.map_err(|not_started| failed(not_started.source))?);
+        let Activation { ram, features, queues, interrupt } = activation;
+        self.device.set_acked_features(features);
+        for queue in queues {
+            self.start(queue, ram.clone(), interrupt.clone())
+                .map_err(|source| ActivateError::Io { step: "start a drive's thread", source })?;
         }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.workers.clear();
+        for worker in std::mem::take(&mut self.workers) {
+            if let Some(queue) = worker.stop() {
+                self.keep(queue.queue.index, queue.io);
+            }
+        }
     }
 }
 
@@ -90,8 +121,9 @@ impl Snapshot for VirtioBlock {
         let features = self.device.acked_features();
         let mut queues = Vec::new();
         for worker in std::mem::take(&mut self.workers) {
-            let queue = worker.stop().ok_or(SnapshotError::Lost(NAME))?.queue;
+            let RequestQueue { queue, io, .. } = worker.stop().ok_or(SnapshotError::Lost(NAME))?;
             queues.push(QueueState::of(queue.index, &queue.queue));
+            self.keep(queue.index, io);
         }
         Ok(DeviceState { device_type: DEVICE_TYPE, features, queues, own: Own::Nothing })
     }
@@ -103,7 +135,9 @@ impl Snapshot for VirtioBlock {
 
 impl Handler for RequestQueue {
     fn watched(&self) -> Vec<(RawFd, u64)> {
-        vec![(self.queue.kick.as_raw_fd(), KICK), (self.timer.as_fd().as_raw_fd(), TIMER)]
+        let mut watched = vec![(self.queue.kick.as_raw_fd(), KICK), (self.timer.as_fd().as_raw_fd(), TIMER)];
+        watched.extend(self.io.event().map(|event| (event, DONE)));
+        watched
     }
 
     fn begin(&mut self, stop: &Stop) {
@@ -113,9 +147,23 @@ impl Handler for RequestQueue {
     fn handle(&mut self, token: u64, stop: &Stop) {
         match token {
             TIMER => self.timer.clear(),
-            _ => clear(&self.queue.kick),
+            KICK => clear(&self.queue.kick),
+            _ => {}
         }
         self.run(stop);
+    }
+
+    /// The kernel must be done with guest memory, and the driver may look at the queue again.
+    fn end(&mut self) {
+        if !self.broken {
+            let ActiveQueue { index, queue, .. } = &mut self.queue;
+            match self.device.finish(&self.ram, queue, *index, &mut self.io) {
+                Ok(true) => self.interrupt.queue(*index),
+                Ok(false) => {}
+                Err(error) => self.give_up(&error),
+            }
+        }
+        self.io.drain();
     }
 }
 
@@ -123,16 +171,28 @@ impl RequestQueue {
     fn run(&mut self, stop: &Stop) {
         while !self.broken && !stop.is_set() {
             let ActiveQueue { index, queue, .. } = &mut self.queue;
-            match self.device.process_next(&self.ram, queue, *index) {
-                Ok(Progress::Idle) => return,
-                Ok(Progress::Throttled(wait)) => return self.timer.arm(wait),
-                Ok(Progress::Done { notify: true }) => self.interrupt.queue(*index),
-                Ok(Progress::Done { notify: false }) => {}
-                Err(error) => {
-                    self.broken = true;
-                    self.interrupt.needs_reset(&format_args!("block device: {error}"));
+            match self.device.process(&self.ram, queue, *index, &mut self.io) {
+                Ok(turn) => {
+                    if turn.notify {
+                        self.interrupt.queue(*index);
+                    }
+                    if let Some(wait) = turn.wait {
+                        return self.timer.arm(wait);
+                    }
+                    if !turn.more {
+                        return;
+                    }
                 }
+                Err(error) => self.give_up(&error),
             }
         }
+        if self.broken {
+            self.io.discard();
+        }
+    }
+
+    fn give_up(&mut self, error: &BrokenQueue) {
+        self.broken = true;
+        self.interrupt.needs_reset(&format_args!("block device: {error}"));
     }
 }
