@@ -34,9 +34,9 @@ use crate::vhost_user::{ServeError, ServerHandle, serve_block, serve_vsock};
 
 /// What the agent mounts; QEMU's command line says the same.
 const VOLUMES_TAG: &str = "volumes";
-/// Request queues of a drive, each with a thread: one for each processor, but no more than this. As QEMU's command line says
-/// it, its drives have one.
-const MAX_BLOCK_QUEUES: u32 = 4;
+/// Request queues of the scratch drive: one for each processor, but no more than this, because each has a thread and a ring in
+/// every pod's process. As QEMU's command line says it, its drives have one.
+const MAX_SCRATCH_QUEUES: u32 = 2;
 /// Longest wait for the guest to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -149,8 +149,9 @@ fn build(
     let scratch =
         scratch.map(|file| RawFile::new(file, FlushPolicy::Ephemeral)).transpose().map_err(device("scratch drive"))?;
     let images = Arc::new(ImageDrive::new());
-    let image_device = block_device(launch, "images", images.clone());
-    let scratch_device = scratch.map(|scratch| block_device(launch, "scratch", Arc::new(scratch)));
+    let image_device = block_device(launch, "images", 1, images.clone());
+    let queues = scratch_queues(launch);
+    let scratch_device = scratch.map(|scratch| block_device(launch, "scratch", queues, Arc::new(scratch)));
     let block_counters = [Some(&image_device), scratch_device.as_ref()];
     let block_counters = block_counters.into_iter().flatten().map(|device| device.counters()).collect();
     let devices = Devices { vsock: vsock_device, images: image_device, scratch: scratch_device, taps };
@@ -265,11 +266,14 @@ fn end_file_server(server: Option<FileServer>) {
     }
 }
 
-fn block_device(launch: &Launch, serial: &str, backend: Arc<dyn BlockBackend>) -> Arc<BlockDevice> {
-    let queues = match &launch.monitor {
-        Monitor::Microvm {} => launch.vcpus.clamp(1, MAX_BLOCK_QUEUES) as u16,
+fn scratch_queues(launch: &Launch) -> u16 {
+    match &launch.monitor {
+        Monitor::Microvm {} => launch.vcpus.clamp(1, MAX_SCRATCH_QUEUES) as u16,
         Monitor::Qemu { .. } | Monitor::Native(_) => 1,
-    };
+    }
+}
+
+fn block_device(launch: &Launch, serial: &str, queues: u16, backend: Arc<dyn BlockBackend>) -> Arc<BlockDevice> {
     let device = BlockDevice::new(backend, BlockConfig { serial: serial.into(), queues });
     device.set_limits(launch.limits.disk.into());
     Arc::new(device)

@@ -500,7 +500,7 @@ fn any_descriptor() -> impl Strategy<Value = (Buffer, u16)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever the tables say, each offered chain comes back, and nothing panics or hangs.
     #[test]
