@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::command::{self, Output};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(200);
 
 /// crictl for one daemon.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Crictl {
         fs::create_dir_all(&directory)?;
         let config = directory.join("crictl.yaml");
         let socket = socket.display();
-        let text = format!("runtime-endpoint: unix://{socket}\nimage-endpoint: unix://{socket}\ntimeout: 60\n");
+        let text = format!("runtime-endpoint: unix://{socket}\nimage-endpoint: unix://{socket}\ntimeout: 180\n");
         fs::write(&config, text)?;
         Ok(Self { program: program.to_owned(), config, directory })
     }
