@@ -18,8 +18,13 @@ use crate::environment::{Environment, Handler};
 use crate::wait;
 
 /// From start to the first answer; the first start also makes the scratch drive's template.
-const READY: Duration = Duration::from_secs(60);
+const READY: Duration = Duration::from_secs(120);
 const STOPPED: Duration = Duration::from_secs(30);
+/// For a guest to boot, in seconds: the lab's host is emulated, and its guests with it.
+const BOOT_TIMEOUT_S: u64 = 150;
+
+/// How long the daemon lets a network plugin run, in seconds: enough for an emulated machine.
+pub const CNI_TIMEOUT_S: u64 = 15;
 
 /// What a configuration file is made of.
 #[derive(Debug, Clone)]
@@ -95,10 +100,10 @@ impl Settings {
         format!(
             "[daemon]\nroot = {root:?}\nrun = {run:?}\nsocket = {socket:?}\nlog = {log:?}\n\
              default_runtime = {handler:?}\n\n\
-             [guest]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\nagent = {agent:?}\n\n\
+             [guest]\nkernel = {kernel:?}\ninitramfs = {initramfs:?}\nagent = {agent:?}\nboot_timeout_s = {BOOT_TIMEOUT_S}\n\n\
              [runtimes.qemu]\nsandboxer = \"qemu\"\naccelerator = \"auto\"\n\n\
              [runtimes.native]\nsandboxer = \"native\"\n\n{more_handlers}\
-             [network]\nconf_dir = {conf_dir:?}\nbin_dirs = {bin_dirs:?}\ntimeout_s = 5\n\n\
+             [network]\nconf_dir = {conf_dir:?}\nbin_dirs = {bin_dirs:?}\ntimeout_s = {CNI_TIMEOUT_S}\n\n\
              [image]\nroot = {:?}\n{image}\n{more}",
             root.join("images")
         )
