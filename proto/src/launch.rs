@@ -19,7 +19,7 @@ pub const MAX_TOKEN: usize = 128;
 /// Longest launch message in bytes.
 pub const MAX_LAUNCH: usize = 64 * 1024;
 /// The version of vmm.proto and of this module.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Index into the descriptors that come with the launch message.
 pub type LaunchDescriptor = usize;
@@ -54,8 +54,8 @@ pub struct Launch {
     pub vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// Taps, in the order of the guest's virtio-net devices; opened with IFF_VNET_HDR.
-    pub taps: Vec<LaunchDescriptor>,
+    /// The queues of a tap for each of the guest's virtio-net devices, in their order; opened with IFF_VNET_HDR.
+    pub taps: Vec<Vec<LaunchDescriptor>>,
     /// The pod's scratch drive, a raw file opened read-write.
     pub scratch_drive: Option<LaunchDescriptor>,
     /// Binary of the pod's file server; without it the guest gets no virtio-fs device.

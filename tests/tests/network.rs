@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
 use bulkhead_tests::daemon::CNI_TIMEOUT_S;
+use bulkhead_tests::environment::Handler;
 use bulkhead_tests::fixture::Fixture;
 use bulkhead_tests::http;
 use bulkhead_tests::images::catalogue::PAGE;
@@ -17,6 +18,7 @@ bulkhead_tests::suite!(
     a_pod_answers_http_from_the_host,
     pods_reach_each_other_and_the_host,
     large_transfers_arrive_whole,
+    a_machine_of_two_processors_has_two_queues,
     the_resolver_comes_from_the_network_without_a_dns_config,
     a_plugin_that_fails_is_told_in_its_own_words,
     a_plugin_that_hangs_is_ended,
@@ -25,12 +27,15 @@ bulkhead_tests::suite!(
     a_broken_configuration_is_told,
 );
 
+/// Longest wait for a web server that first writes what it serves, in an emulated machine.
+const SERVER_LIMIT: Duration = Duration::from_secs(60);
+
 /// A pod with a web server that answers.
 fn web(f: &Fixture, name: &str) -> Result<Pod> {
     let pod = f.pod(name)?;
     pod.start(&Spec::new(&f.image("httpd")?, &[]))?;
     let address = format!("{}:80", pod.address()?);
-    wait::until_ok("the web server", Duration::from_secs(20), || http::get(&address, "/"))?;
+    wait::until_ok("the web server", SERVER_LIMIT, || http::get(&address, "/"))?;
     Ok(pod)
 }
 
@@ -67,13 +72,42 @@ fn large_transfers_arrive_whole(f: &mut Fixture) -> Result<()> {
     let script = format!("mkdir /tmp/w; head -c {SIZE} /dev/zero > /tmp/w/zeros; exec httpd -f -p 80 -h /tmp/w");
     pod.start(&Spec::shell(&f.image("httpd")?, &script))?;
     let address = format!("{}:80", pod.address()?);
-    let answer = wait::until_ok("the web server", Duration::from_secs(20), || {
+    let answer = wait::until_ok("the web server", SERVER_LIMIT, || {
         let answer = http::get(&address, "/zeros")?;
         ensure!(answer.body.len() == SIZE, "{} bytes", answer.body.len());
         Ok(answer)
     })?;
     ensure!(answer.body.iter().all(|byte| *byte == 0), "bytes changed on the way");
     Ok(())
+}
+
+/// Flows of several clients at once, which the host spreads over the queues.
+fn a_machine_of_two_processors_has_two_queues(f: &mut Fixture) -> Result<()> {
+    const SIZE: usize = 2 << 20;
+    const CLIENTS: usize = 8;
+    f.environment.needs_machine("pods of this handler have no network device of their own")?;
+    let mut config = f.pod_config("queues");
+    let cpus = cri::LinuxContainerResources { cpu_quota: 200_000, cpu_period: 100_000, ..Default::default() };
+    config.linux.get_or_insert_default().resources = Some(cpus);
+    let pod = Pod::run(f.cri(), config, "")?;
+    let script = format!("mkdir /tmp/w; head -c {SIZE} /dev/zero > /tmp/w/zeros; exec httpd -f -p 80 -h /tmp/w");
+    let container = pod.start(&Spec::shell(&f.image("httpd")?, &script))?;
+    let counted = container.exec(&["sh", "-c", "ls -d /sys/class/net/eth0/queues/rx-* | wc -l"])?;
+    let processors = std::thread::available_parallelism()?.get().min(2);
+    let queues = if f.environment.handler == Handler::Microvm { processors } else { 1 };
+    ensure!(counted.stdout.trim() == queues.to_string(), "{counted:?}");
+    let address = format!("{}:80", pod.address()?);
+    wait::until_ok("the web server", SERVER_LIMIT, || http::get(&address, "/zeros"))?;
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(|| http::get(&address, "/zeros"))).collect();
+        clients.into_iter().try_for_each(|client| {
+            let answer = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            ensure!(answer.body.len() == SIZE, "{} bytes", answer.body.len());
+            Ok(())
+        })
+    })?;
+    pod.remove()?;
+    f.assert_nothing_left()
 }
 
 fn the_resolver_comes_from_the_network_without_a_dns_config(f: &mut Fixture) -> Result<()> {

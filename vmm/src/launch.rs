@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const MAX_SANDBOX_ID: usize = 128;
 /// QEMU's microvm machine takes no more.
 const MAX_VCPUS: u32 = 255;
+/// As many descriptors as fit in the message, with room for the others.
+const MAX_TAP_QUEUES: usize = 16;
 /// Linux does not boot in less.
 const MIN_MEMORY_MIB: u64 = 32;
 /// 16 TiB; the guest kernel's own limit is beyond.
@@ -55,8 +57,8 @@ pub enum LaunchError {
 pub struct Orders {
     /// As it was sent.
     pub launch: Launch,
-    /// In the order of the guest's network devices.
-    pub taps: Vec<OwnedFd>,
+    /// The queues of each of the guest's network devices, in their order; each has at least one.
+    pub taps: Vec<Vec<OwnedFd>>,
     /// The pod's scratch drive.
     pub scratch: Option<File>,
     /// The cgroup to go on in.
@@ -97,7 +99,8 @@ fn sort_out(launch: Launch, descriptors: Vec<OwnedFd>) -> Result<Orders, LaunchE
             LaunchError::Value(format!("{what} is descriptor {index}, which did not come or is in use already"))
         })
     };
-    let taps = launch.taps.iter().map(|index| take("a tap", *index)).collect::<Result<_, _>>()?;
+    let mut queues = |tap: &Vec<_>| tap.iter().map(|index| take("a tap", *index)).collect();
+    let taps = launch.taps.iter().map(&mut queues).collect::<Result<_, _>>()?;
     let scratch = launch.scratch_drive.map(|index| take("the scratch drive", index).map(File::from)).transpose()?;
     let cgroup = launch.cgroup.map(|index| take("the cgroup", index)).transpose()?;
     Ok(Orders { launch, taps, scratch, cgroup })
@@ -118,6 +121,14 @@ fn check(launch: &Launch) -> Result<(), LaunchError> {
     }
     if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&launch.memory_mib) {
         return refuse(format!("memory_mib is {}, not {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}", launch.memory_mib));
+    }
+    for (device, queues) in launch.taps.iter().map(Vec::len).enumerate() {
+        if !(1..=MAX_TAP_QUEUES).contains(&queues) {
+            return refuse(format!("tap {device} has {queues} queues, not 1 to {MAX_TAP_QUEUES}"));
+        }
+        if queues > 1 && matches!(launch.monitor, Monitor::Qemu { .. }) {
+            return refuse(format!("tap {device} has {queues} queues; QEMU is given one"));
+        }
     }
     if launch.kernel_arguments.contains(|c: char| c.is_control()) {
         return refuse("kernel_arguments has a control character".into());
@@ -192,7 +203,7 @@ mod tests {
             kernel_arguments: String::new(),
             vcpus: 1,
             memory_mib: 128,
-            taps: vec![1],
+            taps: vec![vec![1]],
             scratch_drive: Some(0),
             file_server: None,
             cgroup: None,
@@ -255,7 +266,10 @@ mod tests {
             cases.push((launch, count, text));
         };
         case(|_| {}, 1, "a tap is descriptor 1");
-        case(|l| l.taps = vec![0], 2, "the scratch drive is descriptor 0, which did not come or is in use");
+        case(|l| l.taps = vec![vec![]], 2, "tap 0 has 0 queues");
+        case(|l| l.taps = vec![vec![1], (2..19).collect()], 20, "tap 1 has 17 queues");
+        case(|l| l.taps = vec![vec![1, 2]], 3, "QEMU is given one");
+        case(|l| l.taps = vec![vec![0]], 2, "the scratch drive is descriptor 0, which did not come or is in use");
         case(|l| l.protocol_version = 99, 2, "version 99");
         case(|l| l.vcpus = 0, 2, "vcpus is 0");
         case(|l| l.memory_mib = 1, 2, "memory_mib is 1");

@@ -21,7 +21,7 @@ use crate::devices::block::{
     BlockBackend, BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile, VirtioBlock,
 };
 use crate::devices::fs::{Fs, FsConfig, connected};
-use crate::devices::net::{Net, NetConfig, NetDevice, Tap, TapError};
+use crate::devices::net::{Net, NetBackend, NetConfig, NetDevice, Tap, TapError};
 use crate::devices::rng::Rng;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{VirtioVsock, VsockConfig, VsockDevice};
@@ -129,7 +129,7 @@ pub fn start(orders: Orders) -> Result<Started, StartError> {
 /// Makes what every machine has, and hands it to `run`.
 fn build(
     launch: &Launch,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
     scratch: Option<File>,
     run: impl FnOnce(&Launch, Console, Devices) -> Result<(Guest, Option<FileServer>), StartError>,
 ) -> Result<Started, StartError> {
@@ -165,7 +165,7 @@ struct Devices {
     vsock: VsockDevice,
     images: Arc<BlockDevice>,
     scratch: Option<Arc<BlockDevice>>,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
 }
 
 type FileServer = (Child, UnixStream);
@@ -227,8 +227,8 @@ fn virtio_devices(
     if let Some(scratch) = devices.scratch {
         all.push(Box::new(VirtioBlock::new("scratch", scratch)));
     }
-    for (index, tap) in devices.taps.into_iter().enumerate() {
-        all.push(Box::new(network(index, tap, limits)?));
+    for (index, queues) in devices.taps.into_iter().enumerate() {
+        all.push(Box::new(network(index, queues, limits)?));
     }
     all.push(Box::new(Rng::default()));
     if let Some(connection) = volumes {
@@ -241,8 +241,9 @@ fn virtio_devices(
 }
 
 /// The pod's agent gives it the address and MTU that CNI chose.
-fn network(index: usize, tap: OwnedFd, limits: DeviceLimits) -> Result<Net, StartError> {
-    let tap = Tap::new(tap)?;
+fn network(index: usize, queues: Vec<OwnedFd>, limits: DeviceLimits) -> Result<Net, StartError> {
+    let queues = queues.into_iter().map(|queue| Ok(Box::new(Tap::new(queue)?) as Box<dyn NetBackend>));
+    let queues = queues.collect::<Result<_, TapError>>()?;
     let config = NetConfig {
         name: format!("net{index}"),
         mac: None,
@@ -250,7 +251,7 @@ fn network(index: usize, tap: OwnedFd, limits: DeviceLimits) -> Result<Net, Star
         rx_limits: limits.ingress.into(),
         tx_limits: limits.egress.into(),
     };
-    Ok(Net::new(NetDevice::new(vec![Box::new(tap)], config)))
+    Ok(Net::new(NetDevice::new(queues, config)))
 }
 
 fn start_volumes(launch: &Launch, pair: Option<Pair>) -> Result<Option<(FileServer, UnixStream)>, StartError> {

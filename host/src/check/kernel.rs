@@ -35,7 +35,7 @@ async fn network_devices() -> Vec<Finding> {
         return vec![Finding::lacking("network namespace", Level::Missing, error_text(&error), to_do_root)];
     }
     let mut findings = vec![Finding::ok("network namespace", "can be created")];
-    match (tap::create(&path, "check0"), tap::create(&path, "check1")) {
+    match (tap::create(&path, "check0", 1), tap::create(&path, "check1", 1)) {
         (Ok(_first), Ok(_second)) => {
             findings.push(Finding::ok("tap", format!("{} opens; a tap can be created", tap::TUN_DEVICE)));
             let pair = vec![("check0".to_owned(), "check1".to_owned())];

@@ -65,7 +65,7 @@ pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<
         kernel_arguments: String::new(),
         vcpus: record.handler.vcpus,
         memory_mib: record.handler.memory_mib,
-        tap: None,
+        tap: Vec::new(),
         scratch: None,
         user: None,
         limits: DeviceLimits::default(),

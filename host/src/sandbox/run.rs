@@ -22,6 +22,8 @@ use crate::sys;
 
 /// The guest's default route to the outside inside the pod's network namespace.
 const TAP_NAME: &str = "tap0";
+/// Most queues of a pod's network device.
+const MAX_NETWORK_QUEUES: u16 = 4;
 
 /// Makes a sandbox and returns its id. A request for a pod that is being made joins it.
 pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str) -> Result<String, SandboxError> {
@@ -180,10 +182,12 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
     };
     let netns = record.netns();
     let template = node.scratch.clone();
+    let queues = network_queues(&monitor, &size);
     let step = id.clone();
     let made = tokio::task::spawn_blocking(move || {
         sys::netns::create(&netns).map_err(SandboxError::step(&step, "creation of the network namespace"))?;
-        let tap = sys::tap::create(&netns, TAP_NAME).map_err(SandboxError::step(&step, "creation of the tap"))?;
+        let tap =
+            sys::tap::create(&netns, TAP_NAME, queues).map_err(SandboxError::step(&step, "creation of the tap"))?;
         let scratch = template.instantiate().map_err(SandboxError::step(&step, "creation of the scratch drive"))?;
         Ok::<_, SandboxError>((tap, scratch))
     });
@@ -199,12 +203,21 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
         kernel_arguments: monitor::kernel_arguments(handler, &node.abilities, &size),
         vcpus: size.max_vcpus,
         memory_mib: size.memory_mib,
-        tap: Some(tap),
+        tap,
         scratch: Some(scratch),
         user: record.user,
         limits: handler.device_limits(),
         cgroup,
     })
+}
+
+/// A queue for each processor that the guest begins with, within limits: each costs guest memory and a thread. QEMU gets one, as it
+/// moves all of a device's frames in one thread.
+fn network_queues(monitor: &Monitor, size: &Size) -> u16 {
+    match monitor {
+        Monitor::Microvm {} => u16::try_from(size.vcpus).unwrap_or(u16::MAX).clamp(1, MAX_NETWORK_QUEUES),
+        Monitor::Qemu { .. } | Monitor::Native(_) => 1,
+    }
 }
 
 /// The handler's own path, or the one of all handlers.

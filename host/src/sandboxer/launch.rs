@@ -46,8 +46,8 @@ pub struct Plan {
     pub vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
-    /// The pod's tap.
-    pub tap: Option<OwnedFd>,
+    /// The queues of the pod's tap; a pod without a machine has none.
+    pub tap: Vec<OwnedFd>,
     /// The scratch drive's file, open for reading and writing; a pod without a machine has none.
     pub scratch: Option<File>,
     /// User and group that the process is jailed as; `None` for a monitor that has no jail.
@@ -135,11 +135,8 @@ fn log_tail(plan: &Plan) -> String {
 
 fn orders<'a>(plan: &'a Plan, cgroup: Option<BorrowedFd<'a>>) -> (Launch, Vec<BorrowedFd<'a>>) {
     let mut descriptors: Vec<BorrowedFd<'a>> = Vec::new();
-    let mut taps = Vec::new();
-    if let Some(tap) = &plan.tap {
-        taps.push(descriptors.len());
-        descriptors.push(tap.as_fd());
-    }
+    descriptors.extend(plan.tap.iter().map(AsFd::as_fd));
+    let taps = if plan.tap.is_empty() { Vec::new() } else { vec![(0..plan.tap.len()).collect()] };
     let mut scratch = None;
     if let Some(file) = &plan.scratch {
         scratch = Some(descriptors.len());

@@ -56,20 +56,29 @@ pub enum TapError {
     },
 }
 
-/// Creates the tap `name` in the namespace at `netns`: single queue, virtio header, no packet information, offloads off.
-/// The descriptor is non-blocking and closed on exec.
+/// Creates the tap `name` in the namespace at `netns`: virtio header, no packet information, offloads off. There is a descriptor
+/// for each of its `queues`, at least one, non-blocking and closed on exec.
 ///
 /// # Errors
 /// When the namespace cannot be entered, the name is taken, or the host has no tun device.
-pub fn create(netns: &Path, name: &str) -> Result<OwnedFd, TapError> {
+pub fn create(netns: &Path, name: &str, queues: u16) -> Result<Vec<OwnedFd>, TapError> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
         return Err(TapError::Name { name: name.to_owned() });
     }
     let (name, path) = (name.to_owned(), netns.to_owned());
-    netns::run(netns, move || create_here(&path, &name))?
+    netns::run(netns, move || create_here(&path, &name, queues.max(1)))?
 }
 
-fn create_here(netns: &Path, name: &str) -> Result<OwnedFd, TapError> {
+fn create_here(netns: &Path, name: &str, queues: u16) -> Result<Vec<OwnedFd>, TapError> {
+    let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let kind = if queues > 1 { kind | libc::IFF_MULTI_QUEUE } else { kind };
+    let first = attach(netns, name, kind | libc::IFF_TUN_EXCL)?;
+    let others = (1..queues).map(|_| attach(netns, name, kind));
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// Opens a queue of the tap, which the first one creates.
+fn attach(netns: &Path, name: &str, flags: libc::c_int) -> Result<OwnedFd, TapError> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -82,7 +91,6 @@ fn create_here(netns: &Path, name: &str) -> Result<OwnedFd, TapError> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     #[allow(clippy::cast_possible_truncation)] // the flags are defined as 16 bits
     let flags = flags as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;

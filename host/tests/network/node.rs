@@ -130,7 +130,7 @@ impl Node {
     pub fn pod(&self, pod: &str) -> OwnedFd {
         sys::netns::create(&self.netns(pod)).unwrap();
         sys::netns::create(&self.netns(pod)).unwrap();
-        sys::tap::create(&self.netns(pod), "tap0").unwrap()
+        sys::tap::create(&self.netns(pod), "tap0", 1).unwrap().remove(0)
     }
 
     pub fn remove_pod(&self, pod: &str) {

@@ -84,7 +84,7 @@ pub fn start_qemu(
     launch: &Launch,
     binary: &Path,
     accelerator: &str,
-    taps: Vec<OwnedFd>,
+    taps: Vec<Vec<OwnedFd>>,
     backends: Backends,
 ) -> Result<Running, MonitorError> {
     let machine = Machine {
@@ -95,7 +95,7 @@ pub fn start_qemu(
         kernel_arguments: &launch.kernel_arguments,
         vcpus: launch.vcpus,
         memory_mib: launch.memory_mib,
-        taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        taps: taps.iter().flatten().map(AsRawFd::as_raw_fd).collect(),
         vsock: backends.vsock.as_raw_fd(),
         images: backends.images.as_raw_fd(),
         scratch: backends.scratch.as_ref().map(AsRawFd::as_raw_fd),
@@ -105,7 +105,7 @@ pub fn start_qemu(
     command.args(machine.arguments()).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let connections = [Some(backends.vsock), Some(backends.images), backends.scratch, backends.volumes];
-    let keep = taps.into_iter().chain(connections.into_iter().flatten().map(OwnedFd::from)).collect();
+    let keep = taps.into_iter().flatten().chain(connections.into_iter().flatten().map(OwnedFd::from)).collect();
     sys::bind_child(&mut command, keep);
     let started = Instant::now();
     let child =
