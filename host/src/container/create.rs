@@ -94,7 +94,7 @@ async fn create_now(
             if let Err(undo) = undone {
                 tracing::warn!(container = %id, error = %crate::error_text(&undo), "cannot undo it in the guest");
             }
-            container.record.forget().await?;
+            container.record.forget()?;
             node.containers.remove(&id);
             Err(error)
         }

@@ -50,7 +50,7 @@ pub(super) async fn undo(node: &Arc<Node>, container: &Arc<Container>) -> Result
 async fn undo_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
     container.take(ContainerEvent::Remove).await?;
     remove::release(node, &container.record.get()).await?;
-    container.record.forget().await?;
+    container.record.forget()?;
     node.containers.remove(&container.id);
     Ok(())
 }

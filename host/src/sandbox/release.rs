@@ -77,7 +77,7 @@ pub(super) async fn forget(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(
         }
         _ => {}
     }
-    sandbox.record.forget().await?;
+    sandbox.record.forget()?;
     if let Some(user) = sandbox.record.get().user {
         node.users.give_back(user);
     }

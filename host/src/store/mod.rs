@@ -80,19 +80,18 @@ impl Store {
     pub async fn put<T: Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), StoreError> {
         let bytes =
             serde_json::to_vec(record).map_err(|source| StoreError::Format { kind, id: id.to_owned(), source })?;
-        self.write(kind, id.to_owned(), Some(bytes)).await
-    }
-
-    /// Removes a record durably. Idempotent.
-    pub async fn delete(&self, kind: Kind, id: &str) -> Result<(), StoreError> {
-        self.write(kind, id.to_owned(), None).await
-    }
-
-    async fn write(&self, kind: Kind, id: String, bytes: Option<Vec<u8>>) -> Result<(), StoreError> {
-        match self.writer.write(kind, &id, bytes).await {
-            Some(outcome) => outcome.map_err(|source| StoreError::Write { kind, id, source }),
-            None => Err(StoreError::Interrupted { kind, id }),
+        match self.writer.write(kind, id, bytes).await {
+            Some(outcome) => outcome.map_err(|source| StoreError::Write { kind, id: id.to_owned(), source }),
+            None => Err(StoreError::Interrupted { kind, id: id.to_owned() }),
         }
+    }
+
+    /// Removes a record soon: after what was written before, and at the latest before the journal is closed. Idempotent.
+    ///
+    /// # Errors
+    /// When the journal is closed. What the disk says later is logged.
+    pub fn delete(&self, kind: Kind, id: &str) -> Result<(), StoreError> {
+        self.writer.delete(kind, id).ok_or_else(|| StoreError::Interrupted { kind, id: id.to_owned() })
     }
 
     /// Every record of a kind; used once, at start.
@@ -126,7 +125,7 @@ mod tests {
         store.put(Kind::Sandbox, "a", &"one").await.unwrap();
         store.put(Kind::Sandbox, "b", &"two").await.unwrap();
         store.put(Kind::Container, "a", &"three").await.unwrap();
-        store.delete(Kind::Sandbox, "b").await.unwrap();
+        store.delete(Kind::Sandbox, "b").unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!(store.load::<String>(Kind::Sandbox).unwrap(), ["one"]);
@@ -144,7 +143,7 @@ mod tests {
             let (store, last) = (&store, number % 2 == 1);
             changes.push(async move {
                 match (last, number % 3) {
-                    (true, 0) => store.delete(Kind::Sandbox, name).await,
+                    (true, 0) => store.delete(Kind::Sandbox, name),
                     _ => store.put(Kind::Sandbox, name, &number).await,
                 }
             });

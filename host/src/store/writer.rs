@@ -45,12 +45,21 @@ impl Writer {
         Ok(Self { queue: Some(queue), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Puts a record in its place, or removes it; it stands when this returns. Changes are made in the order of the calls.
-    /// `None` when the thread is gone.
-    pub(super) async fn write(&self, kind: Kind, id: &str, bytes: Option<Vec<u8>>) -> Option<Outcome> {
+    /// Puts a record in its place; it stands when this returns. Changes are made in the order of the calls. `None` when the thread
+    /// is gone.
+    pub(super) async fn write(&self, kind: Kind, id: &str, bytes: Vec<u8>) -> Option<Outcome> {
+        self.queue(kind, id, Some(bytes))?.await.ok()
+    }
+
+    /// Removes a record in its turn, and does not wait for it. `None` when the thread is gone.
+    pub(super) fn delete(&self, kind: Kind, id: &str) -> Option<()> {
+        self.queue(kind, id, None).map(drop)
+    }
+
+    fn queue(&self, kind: Kind, id: &str, bytes: Option<Vec<u8>>) -> Option<oneshot::Receiver<Outcome>> {
         let (done, outcome) = oneshot::channel();
         self.queue.as_ref()?.send(Change { kind, id: id.to_owned(), bytes, done }).ok()?;
-        outcome.await.ok()
+        Some(outcome)
     }
 }
 
@@ -68,9 +77,11 @@ fn run(database: &Database, changes: &mpsc::Receiver<Change>) {
     while let Ok(first) = changes.recv() {
         let batch: Vec<Change> = std::iter::once(first).chain(changes.try_iter().take(BATCH - 1)).collect();
         let outcome = commit(database, &batch).map_err(Arc::new);
-        for change in batch {
-            // Whoever waited may have gone.
-            let _ = change.done.send(outcome.clone());
+        for Change { kind, id, done, .. } in batch {
+            // Nobody waits for a removal, and whoever waited may have gone.
+            if let Err(Err(error)) = done.send(outcome.clone()) {
+                tracing::error!(?kind, id, "cannot write to the state database: {error}");
+            }
         }
     }
 }
