@@ -199,6 +199,9 @@ impl Builder<'_> {
                 tree: self.fds.add(tree.fd),
                 readonly: mount.readonly,
                 recursive_readonly: mount.recursive_readonly,
+                no_suid: mount.no_suid,
+                no_dev: mount.no_dev,
+                no_exec: mount.no_exec,
                 propagation,
             });
         }
@@ -210,6 +213,9 @@ impl Builder<'_> {
                     tree: self.fds.add(tree.fd),
                     readonly: false,
                     recursive_readonly: false,
+                    no_suid: false,
+                    no_dev: false,
+                    no_exec: false,
                     propagation: Propagation::Private,
                 });
             }
@@ -222,7 +228,7 @@ impl Builder<'_> {
     fn tree(&self, mount: &agent::Mount) -> Result<Tree, ContainerError> {
         let volumes = &self.sandbox.volumes;
         match &mount.source {
-            Some(agent::mount::Source::Volume(path)) => Ok(volumes.shared(path)?),
+            Some(agent::mount::Source::Volume(path)) => Ok(volumes.shared(path, !mount.without_submounts)?),
             Some(agent::mount::Source::Tmpfs(tmpfs)) => {
                 let mode = if tmpfs.mode == 0 { 0o777 } else { tmpfs.mode & 0o7777 };
                 Ok(volumes.memory(&tmpfs.name, tmpfs.size_bytes, mode)?)

@@ -84,8 +84,8 @@ fn existing(path: &Path, metadata: &fs::Metadata) -> DeviceSpec {
         major: rustix::fs::major(metadata.rdev()),
         minor: rustix::fs::minor(metadata.rdev()),
         mode: metadata.mode() & 0o7777,
-        uid: metadata.uid(),
-        gid: metadata.gid(),
+        uid: Some(metadata.uid()),
+        gid: Some(metadata.gid()),
     }
 }
 

@@ -99,18 +99,18 @@ impl Volumes {
         Self { directory, share, memory, mounted: Mutex::default() }
     }
 
-    /// A path of the share; a device is mounted at the first use. Blocking.
+    /// A path of the share, with the mounts below it if `recursive`; a device is mounted at the first use. Blocking.
     ///
     /// # Errors
     /// See [`VolumeError`].
-    pub fn shared(&self, path: &str) -> Result<Tree, VolumeError> {
+    pub fn shared(&self, path: &str, recursive: bool) -> Result<Tree, VolumeError> {
         match &self.share {
             Share::Tag(tag) => {
                 self.ensure_mounted(tag)?;
                 tree_of(&self.directory, path, "the pod's volumes")
             }
             Share::Host(namespace) => {
-                let cloned = in_mount_namespace(namespace.as_fd(), || open_tree(&self.directory, path));
+                let cloned = in_mount_namespace(namespace.as_fd(), || open_tree(&self.directory, path, recursive));
                 cloned.map_err(|source| VolumeError::Open { path: path.into(), within: "the host".into(), source })
             }
         }
@@ -165,17 +165,15 @@ fn mount_shared(kind: &str, options: &[(&str, &str)], path: &Path, attributes: M
 /// # Errors
 /// See [`VolumeError`].
 pub fn tree_of(root: &Path, path: &str, within: &str) -> Result<Tree, VolumeError> {
-    open_tree(root, path).map_err(|source| VolumeError::Open { path: path.into(), within: within.into(), source })
+    open_tree(root, path, true).map_err(|source| VolumeError::Open { path: path.into(), within: within.into(), source })
 }
 
-fn open_tree(root: &Path, path: &str) -> io::Result<Tree> {
+fn open_tree(root: &Path, path: &str, recursive: bool) -> io::Result<Tree> {
     let root = Root::new(fs::File::open(root)?.into());
     let source = root.open(Path::new(path), OFlags::PATH)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let fd = rustix::mount::open_tree(source.as_fd(), "", flags)?;
     Ok(Tree { fd, directory: kind == FileType::Directory })
 }

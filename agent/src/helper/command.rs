@@ -39,6 +39,11 @@ enum Streams {
 }
 
 impl Prepared {
+    /// The user that the process will have.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     pub(super) fn has_terminal(&self) -> bool {
         matches!(self.streams, Streams::Terminal(_))
     }

@@ -25,6 +25,9 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     pivot(&root)?;
     command::make_working_directory(&spec.process)?;
     let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
+    for device in &spec.devices {
+        devices::give_to_user(&root, device, prepared.identity())?;
+    }
     if prepared.has_terminal() {
         prepared.bind_console(&root, attach)?;
     }

@@ -1,12 +1,15 @@
 //! Device nodes in a container's /dev.
 
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
 
 use super::paths::Root;
 use super::spec::DeviceSpec;
+use super::users::Identity;
 use super::{HelperError, at};
 
 /// Name, major and minor number of the character devices that every container has.
@@ -49,10 +52,23 @@ pub(super) fn create(root: &Root, device: &DeviceSpec) -> Result<(), HelperError
     root.remove_file(&parent, name).map_err(at(step()))?;
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
     rustix::fs::mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)).map_err(at(step()))?;
-    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    match rustix::fs::chownat(&parent, name, Some(uid), Some(gid), flags) {
-        Err(Errno::PERM) if device.uid == 0 && device.gid == 0 => Ok(()),
-        other => other.map_err(at(step())),
+    give(&parent, name, device.uid.unwrap_or(0), device.gid.unwrap_or(0)).map_err(at(step()))
+}
+
+/// Gives a node whose owner or group was left open to the container's user.
+pub(super) fn give_to_user(root: &Root, device: &DeviceSpec, user: &Identity) -> Result<(), HelperError> {
+    if device.uid.is_some() && device.gid.is_some() {
+        return Ok(());
+    }
+    let step = || format!("give the device {} to the user", device.path);
+    let (parent, name) = root.parent_of(Path::new(&device.path)).map_err(at(step()))?;
+    give(&parent, name, device.uid.unwrap_or(user.uid), device.gid.unwrap_or(user.gid)).map_err(at(step()))
+}
+
+fn give(parent: &OwnedFd, name: &OsStr, uid: u32, gid: u32) -> rustix::io::Result<()> {
+    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    match rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::PERM) if uid == 0 && gid == 0 => Ok(()),
+        other => other,
     }
 }

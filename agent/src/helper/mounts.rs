@@ -17,6 +17,12 @@ use crate::sys;
 
 /// `MOUNT_ATTR_RDONLY`.
 pub const ATTR_READONLY: u64 = 1;
+/// `MOUNT_ATTR_NOSUID`.
+const ATTR_NO_SUID: u64 = 2;
+/// `MOUNT_ATTR_NODEV`.
+const ATTR_NO_DEV: u64 = 4;
+/// `MOUNT_ATTR_NOEXEC`.
+const ATTR_NO_EXEC: u64 = 8;
 const NO_SUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const NO_DEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NO_EXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -89,8 +95,18 @@ pub(super) fn volume(root: &Root, mount: &MountSpec, fds: &Descriptors, attach: 
         Propagation::Shared => 0,
     };
     sys::mount_setattr(tree, true, 0, propagation).map_err(at(step()))?;
-    if mount.readonly || mount.recursive_readonly {
-        sys::mount_setattr(tree, mount.recursive_readonly, ATTR_READONLY, 0).map_err(at(step()))?;
+    if mount.recursive_readonly {
+        sys::mount_setattr(tree, true, ATTR_READONLY, 0).map_err(at(step()))?;
+    }
+    let attributes = [
+        (mount.readonly, ATTR_READONLY),
+        (mount.no_suid, ATTR_NO_SUID),
+        (mount.no_dev, ATTR_NO_DEV),
+        (mount.no_exec, ATTR_NO_EXEC),
+    ];
+    let attributes = attributes.into_iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, bit)| all | bit);
+    if attributes != 0 {
+        sys::mount_setattr(tree, false, attributes, 0).map_err(at(step()))?;
     }
     let path = Path::new(&mount.destination);
     let target = match mount.directory {

@@ -96,6 +96,12 @@ pub struct MountSpec {
     pub readonly: bool,
     /// This mount and all below.
     pub recursive_readonly: bool,
+    /// This mount only.
+    pub no_suid: bool,
+    /// This mount only.
+    pub no_dev: bool,
+    /// This mount only.
+    pub no_exec: bool,
     /// How mounts made later travel.
     pub propagation: Propagation,
 }
@@ -124,10 +130,10 @@ pub struct DeviceSpec {
     pub minor: u32,
     /// Permission bits.
     pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
+    /// Owner; `None`: the user of the first process.
+    pub uid: Option<u32>,
+    /// Group; `None`: that of the first process.
+    pub gid: Option<u32>,
 }
 
 /// A process to become.

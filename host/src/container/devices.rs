@@ -62,8 +62,8 @@ fn collect(host: &Path, container: &Path, access: &str, found: &mut Vec<agent::D
             major: rustix::fs::major(metadata.rdev()),
             minor: rustix::fs::minor(metadata.rdev()),
             mode: metadata.mode() & 0o7777,
-            uid: metadata.uid(),
-            gid: metadata.gid(),
+            uid: Some(metadata.uid()),
+            gid: Some(metadata.gid()),
             access: access.into(),
             ..Default::default()
         });

@@ -1820,6 +1820,14 @@ pub struct Mount {
     pub recursive_readonly: bool,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.propagation)
     pub propagation: ::protobuf::EnumOrUnknown<Propagation>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.no_suid)
+    pub no_suid: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.no_dev)
+    pub no_dev: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.no_exec)
+    pub no_exec: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.without_submounts)
+    pub without_submounts: bool,
     // message oneof groups
     pub source: ::std::option::Option<mount::Source>,
     // special fields
@@ -1986,7 +1994,7 @@ impl Mount {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(7);
+        let mut fields = ::std::vec::Vec::with_capacity(11);
         let mut oneofs = ::std::vec::Vec::with_capacity(1);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "destination",
@@ -2028,6 +2036,26 @@ impl Mount {
             |m: &Mount| { &m.propagation },
             |m: &mut Mount| { &mut m.propagation },
         ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "no_suid",
+            |m: &Mount| { &m.no_suid },
+            |m: &mut Mount| { &mut m.no_suid },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "no_dev",
+            |m: &Mount| { &m.no_dev },
+            |m: &mut Mount| { &mut m.no_dev },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "no_exec",
+            |m: &Mount| { &m.no_exec },
+            |m: &mut Mount| { &mut m.no_exec },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "without_submounts",
+            |m: &Mount| { &m.without_submounts },
+            |m: &mut Mount| { &mut m.without_submounts },
+        ));
         oneofs.push(mount::Source::generated_oneof_descriptor_data());
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Mount>(
             "Mount",
@@ -2068,6 +2096,18 @@ impl ::protobuf::Message for Mount {
                 56 => {
                     self.propagation = is.read_enum_or_unknown()?;
                 },
+                64 => {
+                    self.no_suid = is.read_bool()?;
+                },
+                72 => {
+                    self.no_dev = is.read_bool()?;
+                },
+                80 => {
+                    self.no_exec = is.read_bool()?;
+                },
+                88 => {
+                    self.without_submounts = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -2091,6 +2131,18 @@ impl ::protobuf::Message for Mount {
         }
         if self.propagation != ::protobuf::EnumOrUnknown::new(Propagation::PROPAGATION_PRIVATE) {
             my_size += ::protobuf::rt::int32_size(7, self.propagation.value());
+        }
+        if self.no_suid != false {
+            my_size += 1 + 1;
+        }
+        if self.no_dev != false {
+            my_size += 1 + 1;
+        }
+        if self.no_exec != false {
+            my_size += 1 + 1;
+        }
+        if self.without_submounts != false {
+            my_size += 1 + 1;
         }
         if let ::std::option::Option::Some(ref v) = self.source {
             match v {
@@ -2124,6 +2176,18 @@ impl ::protobuf::Message for Mount {
         }
         if self.propagation != ::protobuf::EnumOrUnknown::new(Propagation::PROPAGATION_PRIVATE) {
             os.write_enum(7, ::protobuf::EnumOrUnknown::value(&self.propagation))?;
+        }
+        if self.no_suid != false {
+            os.write_bool(8, self.no_suid)?;
+        }
+        if self.no_dev != false {
+            os.write_bool(9, self.no_dev)?;
+        }
+        if self.no_exec != false {
+            os.write_bool(10, self.no_exec)?;
+        }
+        if self.without_submounts != false {
+            os.write_bool(11, self.without_submounts)?;
         }
         if let ::std::option::Option::Some(ref v) = self.source {
             match v {
@@ -2162,6 +2226,10 @@ impl ::protobuf::Message for Mount {
         self.readonly = false;
         self.recursive_readonly = false;
         self.propagation = ::protobuf::EnumOrUnknown::new(Propagation::PROPAGATION_PRIVATE);
+        self.no_suid = false;
+        self.no_dev = false;
+        self.no_exec = false;
+        self.without_submounts = false;
         self.special_fields.clear();
     }
 
@@ -2171,6 +2239,10 @@ impl ::protobuf::Message for Mount {
             readonly: false,
             recursive_readonly: false,
             propagation: ::protobuf::EnumOrUnknown::from_i32(0),
+            no_suid: false,
+            no_dev: false,
+            no_exec: false,
+            without_submounts: false,
             source: ::std::option::Option::None,
             special_fields: ::protobuf::SpecialFields::new(),
         };
@@ -4258,9 +4330,9 @@ pub struct Device {
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Device.mode)
     pub mode: u32,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Device.uid)
-    pub uid: u32,
+    pub uid: ::std::option::Option<u32>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Device.gid)
-    pub gid: u32,
+    pub gid: ::std::option::Option<u32>,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Device.access)
     pub access: ::std::string::String,
     // special fields
@@ -4307,12 +4379,12 @@ impl Device {
             |m: &Device| { &m.mode },
             |m: &mut Device| { &mut m.mode },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "uid",
             |m: &Device| { &m.uid },
             |m: &mut Device| { &mut m.uid },
         ));
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+        fields.push(::protobuf::reflect::rt::v2::make_option_accessor::<_, _>(
             "gid",
             |m: &Device| { &m.gid },
             |m: &mut Device| { &mut m.gid },
@@ -4356,10 +4428,10 @@ impl ::protobuf::Message for Device {
                     self.mode = is.read_uint32()?;
                 },
                 48 => {
-                    self.uid = is.read_uint32()?;
+                    self.uid = ::std::option::Option::Some(is.read_uint32()?);
                 },
                 56 => {
-                    self.gid = is.read_uint32()?;
+                    self.gid = ::std::option::Option::Some(is.read_uint32()?);
                 },
                 66 => {
                     self.access = is.read_string()?;
@@ -4391,11 +4463,11 @@ impl ::protobuf::Message for Device {
         if self.mode != 0 {
             my_size += ::protobuf::rt::uint32_size(5, self.mode);
         }
-        if self.uid != 0 {
-            my_size += ::protobuf::rt::uint32_size(6, self.uid);
+        if let Some(v) = self.uid {
+            my_size += ::protobuf::rt::uint32_size(6, v);
         }
-        if self.gid != 0 {
-            my_size += ::protobuf::rt::uint32_size(7, self.gid);
+        if let Some(v) = self.gid {
+            my_size += ::protobuf::rt::uint32_size(7, v);
         }
         if !self.access.is_empty() {
             my_size += ::protobuf::rt::string_size(8, &self.access);
@@ -4421,11 +4493,11 @@ impl ::protobuf::Message for Device {
         if self.mode != 0 {
             os.write_uint32(5, self.mode)?;
         }
-        if self.uid != 0 {
-            os.write_uint32(6, self.uid)?;
+        if let Some(v) = self.uid {
+            os.write_uint32(6, v)?;
         }
-        if self.gid != 0 {
-            os.write_uint32(7, self.gid)?;
+        if let Some(v) = self.gid {
+            os.write_uint32(7, v)?;
         }
         if !self.access.is_empty() {
             os.write_string(8, &self.access)?;
@@ -4452,8 +4524,8 @@ impl ::protobuf::Message for Device {
         self.major = 0;
         self.minor = 0;
         self.mode = 0;
-        self.uid = 0;
-        self.gid = 0;
+        self.uid = ::std::option::Option::None;
+        self.gid = ::std::option::Option::None;
         self.access.clear();
         self.special_fields.clear();
     }
@@ -4465,8 +4537,8 @@ impl ::protobuf::Message for Device {
             major: 0,
             minor: 0,
             mode: 0,
-            uid: 0,
-            gid: 0,
+            uid: ::std::option::Option::None,
+            gid: ::std::option::Option::None,
             access: ::std::string::String::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
@@ -10891,32 +10963,35 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x126\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtent\
     H\0R\x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\
     \x1a\n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\
-    \xca\x02\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdest\
+    \xc0\x03\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdest\
     ination\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05t\
     mpfs\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpf\
     s\x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolum\
     eH\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\
     \x12-\n\x12recursive_readonly\x18\x06\x20\x01(\x08R\x11recursiveReadonly\
     \x12@\n\x0bpropagation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1.Propa\
-    gationR\x0bpropagationB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\x12\n\
-    \x04name\x18\x01\x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\x20\
-    \x01(\x04R\tsizeBytes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\"^\n\
-    \x0bImageVolume\x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent\
-    .v1.ImageExtentR\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\x07s\
-    ubPath\"\xee\x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0R\x03\
-    uid\x88\x01\x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\x88\
-    \x01\x01\x12\x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\n\
-    \x13supplemental_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\n\
-    \x1astrict_supplemental_groups\x18\x05\x20\x01(\x08R\x18strictSupplement\
-    alGroups\x12\x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\x04\
-    _uidB\x06\n\x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
-    \x04name\x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\x04ha\
-    rd\x18\x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\x1a\n\
-    \x08bounding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\x18\
-    \x02\x20\x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\tpe\
-    rmitted\x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\x12\
-    \x18\n\x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\x80\x04\n\x07Process\
-    \x12\x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\
+    gationR\x0bpropagation\x12\x17\n\x07no_suid\x18\x08\x20\x01(\x08R\x06noS\
+    uid\x12\x15\n\x06no_dev\x18\t\x20\x01(\x08R\x05noDev\x12\x17\n\x07no_exe\
+    c\x18\n\x20\x01(\x08R\x06noExec\x12+\n\x11without_submounts\x18\x0b\x20\
+    \x01(\x08R\x10withoutSubmountsB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\
+    \x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\
+    \x20\x01(\x04R\tsizeBytes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\
+    \"^\n\x0bImageVolume\x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.\
+    agent.v1.ImageExtentR\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\
+    \x07subPath\"\xee\x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0\
+    R\x03uid\x88\x01\x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\
+    \x88\x01\x01\x12\x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\
+    \n\x13supplemental_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\
+    \n\x1astrict_supplemental_groups\x18\x05\x20\x01(\x08R\x18strictSuppleme\
+    ntalGroups\x12\x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\
+    \x04_uidB\x06\n\x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01\
+    (\tR\x04name\x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\
+    \x04hard\x18\x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\
+    \x1a\n\x08bounding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\
+    \x18\x02\x20\x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\
+    \tpermitted\x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\
+    \x12\x18\n\x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\x80\x04\n\x07Proc\
+    ess\x12\x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\
     \x02\x20\x03(\x0cR\x03env\x12+\n\x11working_directory\x18\x03\x20\x01(\t\
     R\x10workingDirectory\x12+\n\x04user\x18\x04\x20\x01(\x0b2\x17.bulkhead.\
     agent.v1.UserR\x04user\x12C\n\x0ccapabilities\x18\x05\x20\x01(\x0b2\x1f.\
@@ -10945,163 +11020,164 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     compComparisonR\ncomparison\x12\x14\n\x05value\x18\x03\x20\x01(\x04R\x05\
     value\x12\x12\n\x04mask\x18\x04\x20\x01(\x04R\x04mask\"]\n\rSeccompActio\
     n\x128\n\x04kind\x18\x01\x20\x01(\x0e2$.bulkhead.agent.v1.SeccompActionK\
-    indR\x04kind\x12\x12\n\x04data\x18\x02\x20\x01(\rR\x04data\"\xac\x01\n\
+    indR\x04kind\x12\x12\n\x04data\x18\x02\x20\x01(\rR\x04data\"\xc6\x01\n\
     \x06Device\x12\x12\n\x04path\x18\x01\x20\x01(\tR\x04path\x12\x12\n\x04ki\
     nd\x18\x02\x20\x01(\tR\x04kind\x12\x14\n\x05major\x18\x03\x20\x01(\rR\
     \x05major\x12\x14\n\x05minor\x18\x04\x20\x01(\rR\x05minor\x12\x12\n\x04m\
-    ode\x18\x05\x20\x01(\rR\x04mode\x12\x10\n\x03uid\x18\x06\x20\x01(\rR\x03\
-    uid\x12\x10\n\x03gid\x18\x07\x20\x01(\rR\x03gid\x12\x16\n\x06access\x18\
-    \x08\x20\x01(\tR\x06access\"\xb7\x03\n\tResources\x12\x20\n\x0ccpu_quota\
-    _us\x18\x01\x20\x01(\x03R\ncpuQuotaUs\x12\"\n\rcpu_period_us\x18\x02\x20\
-    \x01(\x04R\x0bcpuPeriodUs\x12\x1d\n\ncpu_shares\x18\x03\x20\x01(\x04R\tc\
-    puShares\x12\x1f\n\x0bcpuset_cpus\x18\x04\x20\x01(\tR\ncpusetCpus\x12\
-    \x1f\n\x0bcpuset_mems\x18\x05\x20\x01(\tR\ncpusetMems\x12,\n\x12memory_l\
-    imit_bytes\x18\x06\x20\x01(\x03R\x10memoryLimitBytes\x125\n\x17memory_sw\
-    ap_limit_bytes\x18\x07\x20\x01(\x03R\x14memorySwapLimitBytes\x12\x1d\n\n\
-    pids_limit\x18\x08\x20\x01(\x03R\tpidsLimit\x12C\n\x07unified\x18\t\x20\
-    \x03(\x0b2).bulkhead.agent.v1.Resources.UnifiedEntryR\x07unified\x1a:\n\
-    \x0cUnifiedEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\
-    \x05value\x18\x02\x20\x01(\tR\x05value:\x028\x01\"\xeb\x03\n\rContainerS\
-    pec\x12\x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06rootfs\x18\x02\
-    \x20\x01(\x0b2\x19.bulkhead.agent.v1.RootfsR\x06rootfs\x124\n\x07process\
-    \x18\x03\x20\x01(\x0b2\x1a.bulkhead.agent.v1.ProcessR\x07process\x120\n\
-    \x06mounts\x18\x04\x20\x03(\x0b2\x18.bulkhead.agent.v1.MountR\x06mounts\
-    \x125\n\x08pid_mode\x18\x05\x20\x01(\x0e2\x1a.bulkhead.agent.v1.PidModeR\
-    \x07pidMode\x12\x1d\n\npid_target\x18\x06\x20\x01(\tR\tpidTarget\x12:\n\
-    \tresources\x18\x07\x20\x01(\x0b2\x1c.bulkhead.agent.v1.ResourcesR\treso\
-    urces\x12!\n\x0cmasked_paths\x18\x08\x20\x03(\tR\x0bmaskedPaths\x12%\n\
-    \x0ereadonly_paths\x18\t\x20\x03(\tR\rreadonlyPaths\x123\n\x07devices\
-    \x18\n\x20\x03(\x0b2\x19.bulkhead.agent.v1.DeviceR\x07devices\x12\x1e\n\
-    \nprivileged\x18\x0b\x20\x01(\x08R\nprivileged\"N\n\x16CreateContainerRe\
-    quest\x124\n\x04spec\x18\x01\x20\x01(\x0b2\x20.bulkhead.agent.v1.Contain\
-    erSpecR\x04spec\"\x80\x01\n\x17CreateContainerResponse\x12\x10\n\x03pid\
-    \x18\x01\x20\x01(\rR\x03pid\x12\x1a\n\x08warnings\x18\x02\x20\x03(\tR\
-    \x08warnings\x127\n\x08identity\x18\x03\x20\x01(\x0b2\x1b.bulkhead.agent\
-    .v1.IdentityR\x08identity\"F\n\x08Identity\x12\x10\n\x03uid\x18\x01\x20\
-    \x01(\rR\x03uid\x12\x10\n\x03gid\x18\x02\x20\x01(\rR\x03gid\x12\x16\n\
-    \x06groups\x18\x03\x20\x03(\rR\x06groups\":\n\x15StartContainerRequest\
-    \x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\"<\n\x16Start\
-    ContainerResponse\x12\"\n\rstarted_at_ns\x18\x01\x20\x01(\x03R\x0bstarte\
-    dAtNs\";\n\x16RemoveContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
-    \x01(\tR\x0bcontainerId\"\x19\n\x17RemoveContainerResponse\"\xb2\x01\n\
-    \x16UpdateContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
-    \x0bcontainerId\x12:\n\tresources\x18\x02\x20\x01(\x0b2\x1c.bulkhead.age\
-    nt.v1.ResourcesR\tresources\x12'\n\room_score_adj\x18\x03\x20\x01(\x05H\
-    \0R\x0boomScoreAdj\x88\x01\x01B\x10\n\x0e_oom_score_adj\"\x19\n\x17Updat\
-    eContainerResponse\"(\n\x0eSetCpusRequest\x12\x16\n\x06online\x18\x01\
-    \x20\x01(\rR\x06online\")\n\x0fSetCpusResponse\x12\x16\n\x06online\x18\
-    \x01\x20\x01(\rR\x06online\"\x86\x01\n\x12ExecProcessRequest\x12!\n\x0cc\
-    ontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\
-    \x02\x20\x01(\tR\x06execId\x124\n\x07process\x18\x03\x20\x01(\x0b2\x1a.b\
-    ulkhead.agent.v1.ProcessR\x07process\"'\n\x13ExecProcessResponse\x12\x10\
-    \n\x03pid\x18\x01\x20\x01(\rR\x03pid\"|\n\x14SignalProcessRequest\x12!\n\
-    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\
-    \x18\x02\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x03\x20\x01(\rR\
-    \x06signal\x12\x10\n\x03all\x18\x04\x20\x01(\x08R\x03all\"\x17\n\x15Sign\
-    alProcessResponse\"P\n\x12WaitProcessRequest\x12!\n\x0ccontainer_id\x18\
+    ode\x18\x05\x20\x01(\rR\x04mode\x12\x15\n\x03uid\x18\x06\x20\x01(\rH\0R\
+    \x03uid\x88\x01\x01\x12\x15\n\x03gid\x18\x07\x20\x01(\rH\x01R\x03gid\x88\
+    \x01\x01\x12\x16\n\x06access\x18\x08\x20\x01(\tR\x06accessB\x06\n\x04_ui\
+    dB\x06\n\x04_gid\"\xb7\x03\n\tResources\x12\x20\n\x0ccpu_quota_us\x18\
+    \x01\x20\x01(\x03R\ncpuQuotaUs\x12\"\n\rcpu_period_us\x18\x02\x20\x01(\
+    \x04R\x0bcpuPeriodUs\x12\x1d\n\ncpu_shares\x18\x03\x20\x01(\x04R\tcpuSha\
+    res\x12\x1f\n\x0bcpuset_cpus\x18\x04\x20\x01(\tR\ncpusetCpus\x12\x1f\n\
+    \x0bcpuset_mems\x18\x05\x20\x01(\tR\ncpusetMems\x12,\n\x12memory_limit_b\
+    ytes\x18\x06\x20\x01(\x03R\x10memoryLimitBytes\x125\n\x17memory_swap_lim\
+    it_bytes\x18\x07\x20\x01(\x03R\x14memorySwapLimitBytes\x12\x1d\n\npids_l\
+    imit\x18\x08\x20\x01(\x03R\tpidsLimit\x12C\n\x07unified\x18\t\x20\x03(\
+    \x0b2).bulkhead.agent.v1.Resources.UnifiedEntryR\x07unified\x1a:\n\x0cUn\
+    ifiedEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05valu\
+    e\x18\x02\x20\x01(\tR\x05value:\x028\x01\"\xeb\x03\n\rContainerSpec\x12\
+    \x0e\n\x02id\x18\x01\x20\x01(\tR\x02id\x121\n\x06rootfs\x18\x02\x20\x01(\
+    \x0b2\x19.bulkhead.agent.v1.RootfsR\x06rootfs\x124\n\x07process\x18\x03\
+    \x20\x01(\x0b2\x1a.bulkhead.agent.v1.ProcessR\x07process\x120\n\x06mount\
+    s\x18\x04\x20\x03(\x0b2\x18.bulkhead.agent.v1.MountR\x06mounts\x125\n\
+    \x08pid_mode\x18\x05\x20\x01(\x0e2\x1a.bulkhead.agent.v1.PidModeR\x07pid\
+    Mode\x12\x1d\n\npid_target\x18\x06\x20\x01(\tR\tpidTarget\x12:\n\tresour\
+    ces\x18\x07\x20\x01(\x0b2\x1c.bulkhead.agent.v1.ResourcesR\tresources\
+    \x12!\n\x0cmasked_paths\x18\x08\x20\x03(\tR\x0bmaskedPaths\x12%\n\x0erea\
+    donly_paths\x18\t\x20\x03(\tR\rreadonlyPaths\x123\n\x07devices\x18\n\x20\
+    \x03(\x0b2\x19.bulkhead.agent.v1.DeviceR\x07devices\x12\x1e\n\nprivilege\
+    d\x18\x0b\x20\x01(\x08R\nprivileged\"N\n\x16CreateContainerRequest\x124\
+    \n\x04spec\x18\x01\x20\x01(\x0b2\x20.bulkhead.agent.v1.ContainerSpecR\
+    \x04spec\"\x80\x01\n\x17CreateContainerResponse\x12\x10\n\x03pid\x18\x01\
+    \x20\x01(\rR\x03pid\x12\x1a\n\x08warnings\x18\x02\x20\x03(\tR\x08warning\
+    s\x127\n\x08identity\x18\x03\x20\x01(\x0b2\x1b.bulkhead.agent.v1.Identit\
+    yR\x08identity\"F\n\x08Identity\x12\x10\n\x03uid\x18\x01\x20\x01(\rR\x03\
+    uid\x12\x10\n\x03gid\x18\x02\x20\x01(\rR\x03gid\x12\x16\n\x06groups\x18\
+    \x03\x20\x03(\rR\x06groups\":\n\x15StartContainerRequest\x12!\n\x0cconta\
+    iner_id\x18\x01\x20\x01(\tR\x0bcontainerId\"<\n\x16StartContainerRespons\
+    e\x12\"\n\rstarted_at_ns\x18\x01\x20\x01(\x03R\x0bstartedAtNs\";\n\x16Re\
+    moveContainerRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bconta\
+    inerId\"\x19\n\x17RemoveContainerResponse\"\xb2\x01\n\x16UpdateContainer\
+    Request\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12:\n\
+    \tresources\x18\x02\x20\x01(\x0b2\x1c.bulkhead.agent.v1.ResourcesR\treso\
+    urces\x12'\n\room_score_adj\x18\x03\x20\x01(\x05H\0R\x0boomScoreAdj\x88\
+    \x01\x01B\x10\n\x0e_oom_score_adj\"\x19\n\x17UpdateContainerResponse\"(\
+    \n\x0eSetCpusRequest\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\"\
+    )\n\x0fSetCpusResponse\x12\x16\n\x06online\x18\x01\x20\x01(\rR\x06online\
+    \"\x86\x01\n\x12ExecProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\
+    \x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06exec\
+    Id\x124\n\x07process\x18\x03\x20\x01(\x0b2\x1a.bulkhead.agent.v1.Process\
+    R\x07process\"'\n\x13ExecProcessResponse\x12\x10\n\x03pid\x18\x01\x20\
+    \x01(\rR\x03pid\"|\n\x14SignalProcessRequest\x12!\n\x0ccontainer_id\x18\
     \x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\
-    \x06execId\"L\n\x13WaitProcessResponse\x125\n\x06status\x18\x01\x20\x01(\
-    \x0b2\x1d.bulkhead.agent.v1.ExitStatusR\x06status\"R\n\x14RemoveProcessR\
-    equest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\
-    \n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"\x17\n\x15RemoveProcessResp\
-    onse\"\x81\x01\n\x15ResizeTerminalRequest\x12!\n\x0ccontainer_id\x18\x01\
-    \x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06\
-    execId\x12\x12\n\x04rows\x18\x03\x20\x01(\rR\x04rows\x12\x18\n\x07column\
-    s\x18\x04\x20\x01(\rR\x07columns\"\x18\n\x16ResizeTerminalResponse\"e\n\
-    \nExitStatus\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x1d\n\n\
-    oom_killed\x18\x02\x20\x01(\x08R\toomKilled\x12$\n\x0efinished_at_ns\x18\
-    \x03\x20\x01(\x03R\x0cfinishedAtNs\"3\n\x0cStatsRequest\x12#\n\rcontaine\
-    r_ids\x18\x01\x20\x03(\tR\x0ccontainerIds\"\xc7\x01\n\rStatsResponse\x12\
-    A\n\ncontainers\x18\x01\x20\x03(\x0b2!.bulkhead.agent.v1.ContainerStatsR\
-    \ncontainers\x12A\n\ninterfaces\x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1\
-    .InterfaceStatsR\ninterfaces\x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bul\
-    khead.agent.v1.CgroupStatsR\x03pod\"\x95\x03\n\x0eContainerStats\x12!\n\
-    \x0ccontainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\
-    \x02\x20\x01(\x0b2\x1e.bulkhead.agent.v1.CgroupStatsR\x06cgroup\x12/\n\
-    \x11rootfs_used_bytes\x18\x03\x20\x01(\x04H\0R\x0frootfsUsedBytes\x88\
-    \x01\x01\x121\n\x12rootfs_used_inodes\x18\x04\x20\x01(\x04H\x01R\x10root\
-    fsUsedInodes\x88\x01\x01\x12!\n\tprocesses\x18\x05\x20\x01(\x04H\x02R\tp\
-    rocesses\x88\x01\x01\x12/\n\x14rootfs_counted_at_ns\x18\x06\x20\x01(\x03\
-    R\x11rootfsCountedAtNs\x125\n\x06layers\x18\x07\x20\x01(\x0b2\x1d.bulkhe\
-    ad.agent.v1.FileSystemR\x06layersB\x14\n\x12_rootfs_used_bytesB\x15\n\
-    \x13_rootfs_used_inodesB\x0c\n\n_processes\"\x9a\x01\n\nFileSystem\x12\
-    \x1f\n\x0btotal_bytes\x18\x01\x20\x01(\x04R\ntotalBytes\x12'\n\x0favaila\
-    ble_bytes\x18\x02\x20\x01(\x04R\x0eavailableBytes\x12!\n\x0ctotal_inodes\
-    \x18\x03\x20\x01(\x04R\x0btotalInodes\x12\x1f\n\x0bfree_inodes\x18\x04\
-    \x20\x01(\x04R\nfreeInodes\"\x92\x0e\n\x0bCgroupStats\x12!\n\x0ctimestam\
-    p_ns\x18\x01\x20\x01(\x03R\x0btimestampNs\x12%\n\x0ccpu_usage_ns\x18\x02\
-    \x20\x01(\x04H\0R\ncpuUsageNs\x88\x01\x01\x121\n\x12memory_usage_bytes\
-    \x18\x03\x20\x01(\x04H\x01R\x10memoryUsageBytes\x88\x01\x01\x12<\n\x18me\
-    mory_working_set_bytes\x18\x04\x20\x01(\x04H\x02R\x15memoryWorkingSetByt\
-    es\x88\x01\x01\x12-\n\x10memory_rss_bytes\x18\x05\x20\x01(\x04H\x03R\x0e\
-    memoryRssBytes\x88\x01\x01\x121\n\x12memory_page_faults\x18\x06\x20\x01(\
-    \x04H\x04R\x10memoryPageFaults\x88\x01\x01\x12<\n\x18memory_major_page_f\
-    aults\x18\x07\x20\x01(\x04H\x05R\x15memoryMajorPageFaults\x88\x01\x01\
-    \x121\n\x12memory_limit_bytes\x18\x08\x20\x01(\x04H\x06R\x10memoryLimitB\
-    ytes\x88\x01\x01\x12-\n\x10swap_usage_bytes\x18\t\x20\x01(\x04H\x07R\x0e\
-    swapUsageBytes\x88\x01\x01\x12&\n\x0cpids_current\x18\n\x20\x01(\x04H\
-    \x08R\x0bpidsCurrent\x88\x01\x01\x12#\n\x0bcpu_user_ns\x18\x0b\x20\x01(\
-    \x04H\tR\tcpuUserNs\x88\x01\x01\x12'\n\rcpu_system_ns\x18\x0c\x20\x01(\
-    \x04H\nR\x0bcpuSystemNs\x88\x01\x01\x12$\n\x0bcpu_periods\x18\r\x20\x01(\
-    \x04H\x0bR\ncpuPeriods\x88\x01\x01\x127\n\x15cpu_throttled_periods\x18\
-    \x0e\x20\x01(\x04H\x0cR\x13cpuThrottledPeriods\x88\x01\x01\x12-\n\x10cpu\
-    _throttled_ns\x18\x0f\x20\x01(\x04H\rR\x0ecpuThrottledNs\x88\x01\x01\x12\
-    1\n\x12memory_cache_bytes\x18\x10\x20\x01(\x04H\x0eR\x10memoryCacheBytes\
-    \x88\x01\x01\x123\n\x13memory_kernel_bytes\x18\x11\x20\x01(\x04H\x0fR\
-    \x11memoryKernelBytes\x88\x01\x01\x12<\n\x18memory_mapped_file_bytes\x18\
-    \x12\x20\x01(\x04H\x10R\x15memoryMappedFileBytes\x88\x01\x01\x12/\n\x11m\
-    emory_peak_bytes\x18\x13\x20\x01(\x04H\x11R\x0fmemoryPeakBytes\x88\x01\
-    \x01\x12/\n\x11memory_limit_hits\x18\x14\x20\x01(\x04H\x12R\x0fmemoryLim\
-    itHits\x88\x01\x01\x12\x20\n\toom_kills\x18\x15\x20\x01(\x04H\x13R\x08oo\
-    mKills\x88\x01\x01\x12-\n\x10swap_limit_bytes\x18\x16\x20\x01(\x04H\x14R\
-    \x0eswapLimitBytes\x88\x01\x01\x12\"\n\npids_limit\x18\x17\x20\x01(\x04H\
-    \x15R\tpidsLimit\x88\x01\x01\x12>\n\x0ccpu_pressure\x18\x18\x20\x01(\x0b\
-    2\x1b.bulkhead.agent.v1.PressureR\x0bcpuPressure\x12D\n\x0fmemory_pressu\
-    re\x18\x19\x20\x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\x0ememoryPressu\
-    re\x12<\n\x0bio_pressure\x18\x1a\x20\x01(\x0b2\x1b.bulkhead.agent.v1.Pre\
-    ssureR\nioPressure\x12+\n\x02io\x18\x1b\x20\x03(\x0b2\x1b.bulkhead.agent\
-    .v1.DeviceIoR\x02ioB\x0f\n\r_cpu_usage_nsB\x15\n\x13_memory_usage_bytesB\
-    \x1b\n\x19_memory_working_set_bytesB\x13\n\x11_memory_rss_bytesB\x15\n\
-    \x13_memory_page_faultsB\x1b\n\x19_memory_major_page_faultsB\x15\n\x13_m\
-    emory_limit_bytesB\x13\n\x11_swap_usage_bytesB\x0f\n\r_pids_currentB\x0e\
-    \n\x0c_cpu_user_nsB\x10\n\x0e_cpu_system_nsB\x0e\n\x0c_cpu_periodsB\x18\
-    \n\x16_cpu_throttled_periodsB\x13\n\x11_cpu_throttled_nsB\x15\n\x13_memo\
-    ry_cache_bytesB\x16\n\x14_memory_kernel_bytesB\x1b\n\x19_memory_mapped_f\
-    ile_bytesB\x14\n\x12_memory_peak_bytesB\x14\n\x12_memory_limit_hitsB\x0c\
-    \n\n_oom_killsB\x13\n\x11_swap_limit_bytesB\r\n\x0b_pids_limit\"t\n\x08P\
-    ressure\x123\n\x04some\x18\x01\x20\x01(\x0b2\x1f.bulkhead.agent.v1.Press\
-    ureLineR\x04some\x123\n\x04full\x18\x02\x20\x01(\x0b2\x1f.bulkhead.agent\
-    .v1.PressureLineR\x04full\"m\n\x0cPressureLine\x12\x14\n\x05avg10\x18\
-    \x01\x20\x01(\x01R\x05avg10\x12\x14\n\x05avg60\x18\x02\x20\x01(\x01R\x05\
-    avg60\x12\x16\n\x06avg300\x18\x03\x20\x01(\x01R\x06avg300\x12\x19\n\x08t\
-    otal_us\x18\x04\x20\x01(\x04R\x07totalUs\"\xa8\x01\n\x08DeviceIo\x12\x14\
-    \n\x05major\x18\x01\x20\x01(\rR\x05major\x12\x14\n\x05minor\x18\x02\x20\
-    \x01(\rR\x05minor\x12\x1d\n\nread_bytes\x18\x03\x20\x01(\x04R\treadBytes\
-    \x12#\n\rwritten_bytes\x18\x04\x20\x01(\x04R\x0cwrittenBytes\x12\x14\n\
-    \x05reads\x18\x05\x20\x01(\x04R\x05reads\x12\x16\n\x06writes\x18\x06\x20\
-    \x01(\x04R\x06writes\"\x90\x02\n\x0eInterfaceStats\x12\x12\n\x04name\x18\
-    \x01\x20\x01(\tR\x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07\
-    rxBytes\x12\x1b\n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\
-    \x08tx_bytes\x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\
-    \x05\x20\x01(\x04R\x08txErrors\x12\x1d\n\nrx_packets\x18\x06\x20\x01(\
-    \x04R\trxPackets\x12\x1d\n\nrx_dropped\x18\x07\x20\x01(\x04R\trxDropped\
-    \x12\x1d\n\ntx_packets\x18\x08\x20\x01(\x04R\ttxPackets\x12\x1d\n\ntx_dr\
-    opped\x18\t\x20\x01(\x04R\ttxDropped\"\x11\n\x0fShutdownRequest\"\x12\n\
-    \x10ShutdownResponse\"\x8c\x01\n\nStdioHello\x12!\n\x0ccontainer_id\x18\
-    \x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\
-    \x06execId\x12\x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\
-    \n\x05stdin\x18\x04\x20\x01(\x08R\x05stdin\x12\x12\n\x04port\x18\x05\x20\
-    \x01(\rR\x04port*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\
-    \0\x12\x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARE\
-    D\x10\x02*O\n\nSeccompAbi\x12\x16\n\x12SECCOMP_ABI_X86_64\x10\0\x12\x13\
-    \n\x0fSECCOMP_ABI_X32\x10\x01\x12\x14\n\x10SECCOMP_ABI_I386\x10\x02*\x84\
-    \x02\n\x11SeccompComparison\x12\x1c\n\x18SECCOMP_COMPARISON_EQUAL\x10\0\
-    \x12\x20\n\x1cSECCOMP_COMPARISON_NOT_EQUAL\x10\x01\x12\x1b\n\x17SECCOMP_\
-    COMPARISON_LESS\x10\x02\x12$\n\x20SECCOMP_COMPARISON_LESS_OR_EQUAL\x10\
-    \x03\x12\x1e\n\x1aSECCOMP_COMPARISON_GREATER\x10\x04\x12'\n#SECCOMP_COMP\
-    ARISON_GREATER_OR_EQUAL\x10\x05\x12#\n\x1fSECCOMP_COMPARISON_MASKED_EQUA\
-    L\x10\x06*\xd3\x01\n\x11SeccompActionKind\x12\x1f\n\x1bSECCOMP_ACTION_KI\
-    LL_PROCESS\x10\0\x12\x1e\n\x1aSECCOMP_ACTION_KILL_THREAD\x10\x01\x12\x17\
+    \x06execId\x12\x16\n\x06signal\x18\x03\x20\x01(\rR\x06signal\x12\x10\n\
+    \x03all\x18\x04\x20\x01(\x08R\x03all\"\x17\n\x15SignalProcessResponse\"P\
+    \n\x12WaitProcessRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bc\
+    ontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\"L\n\x13Wa\
+    itProcessResponse\x125\n\x06status\x18\x01\x20\x01(\x0b2\x1d.bulkhead.ag\
+    ent.v1.ExitStatusR\x06status\"R\n\x14RemoveProcessRequest\x12!\n\x0ccont\
+    ainer_id\x18\x01\x20\x01(\tR\x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\
+    \x20\x01(\tR\x06execId\"\x17\n\x15RemoveProcessResponse\"\x81\x01\n\x15R\
+    esizeTerminalRequest\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\x0bconta\
+    inerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\x12\n\x04r\
+    ows\x18\x03\x20\x01(\rR\x04rows\x12\x18\n\x07columns\x18\x04\x20\x01(\rR\
+    \x07columns\"\x18\n\x16ResizeTerminalResponse\"e\n\nExitStatus\x12\x12\n\
+    \x04code\x18\x01\x20\x01(\x05R\x04code\x12\x1d\n\noom_killed\x18\x02\x20\
+    \x01(\x08R\toomKilled\x12$\n\x0efinished_at_ns\x18\x03\x20\x01(\x03R\x0c\
+    finishedAtNs\"3\n\x0cStatsRequest\x12#\n\rcontainer_ids\x18\x01\x20\x03(\
+    \tR\x0ccontainerIds\"\xc7\x01\n\rStatsResponse\x12A\n\ncontainers\x18\
+    \x01\x20\x03(\x0b2!.bulkhead.agent.v1.ContainerStatsR\ncontainers\x12A\n\
+    \ninterfaces\x18\x02\x20\x03(\x0b2!.bulkhead.agent.v1.InterfaceStatsR\ni\
+    nterfaces\x120\n\x03pod\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.Cgro\
+    upStatsR\x03pod\"\x95\x03\n\x0eContainerStats\x12!\n\x0ccontainer_id\x18\
+    \x01\x20\x01(\tR\x0bcontainerId\x126\n\x06cgroup\x18\x02\x20\x01(\x0b2\
+    \x1e.bulkhead.agent.v1.CgroupStatsR\x06cgroup\x12/\n\x11rootfs_used_byte\
+    s\x18\x03\x20\x01(\x04H\0R\x0frootfsUsedBytes\x88\x01\x01\x121\n\x12root\
+    fs_used_inodes\x18\x04\x20\x01(\x04H\x01R\x10rootfsUsedInodes\x88\x01\
+    \x01\x12!\n\tprocesses\x18\x05\x20\x01(\x04H\x02R\tprocesses\x88\x01\x01\
+    \x12/\n\x14rootfs_counted_at_ns\x18\x06\x20\x01(\x03R\x11rootfsCountedAt\
+    Ns\x125\n\x06layers\x18\x07\x20\x01(\x0b2\x1d.bulkhead.agent.v1.FileSyst\
+    emR\x06layersB\x14\n\x12_rootfs_used_bytesB\x15\n\x13_rootfs_used_inodes\
+    B\x0c\n\n_processes\"\x9a\x01\n\nFileSystem\x12\x1f\n\x0btotal_bytes\x18\
+    \x01\x20\x01(\x04R\ntotalBytes\x12'\n\x0favailable_bytes\x18\x02\x20\x01\
+    (\x04R\x0eavailableBytes\x12!\n\x0ctotal_inodes\x18\x03\x20\x01(\x04R\
+    \x0btotalInodes\x12\x1f\n\x0bfree_inodes\x18\x04\x20\x01(\x04R\nfreeInod\
+    es\"\x92\x0e\n\x0bCgroupStats\x12!\n\x0ctimestamp_ns\x18\x01\x20\x01(\
+    \x03R\x0btimestampNs\x12%\n\x0ccpu_usage_ns\x18\x02\x20\x01(\x04H\0R\ncp\
+    uUsageNs\x88\x01\x01\x121\n\x12memory_usage_bytes\x18\x03\x20\x01(\x04H\
+    \x01R\x10memoryUsageBytes\x88\x01\x01\x12<\n\x18memory_working_set_bytes\
+    \x18\x04\x20\x01(\x04H\x02R\x15memoryWorkingSetBytes\x88\x01\x01\x12-\n\
+    \x10memory_rss_bytes\x18\x05\x20\x01(\x04H\x03R\x0ememoryRssBytes\x88\
+    \x01\x01\x121\n\x12memory_page_faults\x18\x06\x20\x01(\x04H\x04R\x10memo\
+    ryPageFaults\x88\x01\x01\x12<\n\x18memory_major_page_faults\x18\x07\x20\
+    \x01(\x04H\x05R\x15memoryMajorPageFaults\x88\x01\x01\x121\n\x12memory_li\
+    mit_bytes\x18\x08\x20\x01(\x04H\x06R\x10memoryLimitBytes\x88\x01\x01\x12\
+    -\n\x10swap_usage_bytes\x18\t\x20\x01(\x04H\x07R\x0eswapUsageBytes\x88\
+    \x01\x01\x12&\n\x0cpids_current\x18\n\x20\x01(\x04H\x08R\x0bpidsCurrent\
+    \x88\x01\x01\x12#\n\x0bcpu_user_ns\x18\x0b\x20\x01(\x04H\tR\tcpuUserNs\
+    \x88\x01\x01\x12'\n\rcpu_system_ns\x18\x0c\x20\x01(\x04H\nR\x0bcpuSystem\
+    Ns\x88\x01\x01\x12$\n\x0bcpu_periods\x18\r\x20\x01(\x04H\x0bR\ncpuPeriod\
+    s\x88\x01\x01\x127\n\x15cpu_throttled_periods\x18\x0e\x20\x01(\x04H\x0cR\
+    \x13cpuThrottledPeriods\x88\x01\x01\x12-\n\x10cpu_throttled_ns\x18\x0f\
+    \x20\x01(\x04H\rR\x0ecpuThrottledNs\x88\x01\x01\x121\n\x12memory_cache_b\
+    ytes\x18\x10\x20\x01(\x04H\x0eR\x10memoryCacheBytes\x88\x01\x01\x123\n\
+    \x13memory_kernel_bytes\x18\x11\x20\x01(\x04H\x0fR\x11memoryKernelBytes\
+    \x88\x01\x01\x12<\n\x18memory_mapped_file_bytes\x18\x12\x20\x01(\x04H\
+    \x10R\x15memoryMappedFileBytes\x88\x01\x01\x12/\n\x11memory_peak_bytes\
+    \x18\x13\x20\x01(\x04H\x11R\x0fmemoryPeakBytes\x88\x01\x01\x12/\n\x11mem\
+    ory_limit_hits\x18\x14\x20\x01(\x04H\x12R\x0fmemoryLimitHits\x88\x01\x01\
+    \x12\x20\n\toom_kills\x18\x15\x20\x01(\x04H\x13R\x08oomKills\x88\x01\x01\
+    \x12-\n\x10swap_limit_bytes\x18\x16\x20\x01(\x04H\x14R\x0eswapLimitBytes\
+    \x88\x01\x01\x12\"\n\npids_limit\x18\x17\x20\x01(\x04H\x15R\tpidsLimit\
+    \x88\x01\x01\x12>\n\x0ccpu_pressure\x18\x18\x20\x01(\x0b2\x1b.bulkhead.a\
+    gent.v1.PressureR\x0bcpuPressure\x12D\n\x0fmemory_pressure\x18\x19\x20\
+    \x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\x0ememoryPressure\x12<\n\x0bi\
+    o_pressure\x18\x1a\x20\x01(\x0b2\x1b.bulkhead.agent.v1.PressureR\nioPres\
+    sure\x12+\n\x02io\x18\x1b\x20\x03(\x0b2\x1b.bulkhead.agent.v1.DeviceIoR\
+    \x02ioB\x0f\n\r_cpu_usage_nsB\x15\n\x13_memory_usage_bytesB\x1b\n\x19_me\
+    mory_working_set_bytesB\x13\n\x11_memory_rss_bytesB\x15\n\x13_memory_pag\
+    e_faultsB\x1b\n\x19_memory_major_page_faultsB\x15\n\x13_memory_limit_byt\
+    esB\x13\n\x11_swap_usage_bytesB\x0f\n\r_pids_currentB\x0e\n\x0c_cpu_user\
+    _nsB\x10\n\x0e_cpu_system_nsB\x0e\n\x0c_cpu_periodsB\x18\n\x16_cpu_throt\
+    tled_periodsB\x13\n\x11_cpu_throttled_nsB\x15\n\x13_memory_cache_bytesB\
+    \x16\n\x14_memory_kernel_bytesB\x1b\n\x19_memory_mapped_file_bytesB\x14\
+    \n\x12_memory_peak_bytesB\x14\n\x12_memory_limit_hitsB\x0c\n\n_oom_kills\
+    B\x13\n\x11_swap_limit_bytesB\r\n\x0b_pids_limit\"t\n\x08Pressure\x123\n\
+    \x04some\x18\x01\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLineR\x04so\
+    me\x123\n\x04full\x18\x02\x20\x01(\x0b2\x1f.bulkhead.agent.v1.PressureLi\
+    neR\x04full\"m\n\x0cPressureLine\x12\x14\n\x05avg10\x18\x01\x20\x01(\x01\
+    R\x05avg10\x12\x14\n\x05avg60\x18\x02\x20\x01(\x01R\x05avg60\x12\x16\n\
+    \x06avg300\x18\x03\x20\x01(\x01R\x06avg300\x12\x19\n\x08total_us\x18\x04\
+    \x20\x01(\x04R\x07totalUs\"\xa8\x01\n\x08DeviceIo\x12\x14\n\x05major\x18\
+    \x01\x20\x01(\rR\x05major\x12\x14\n\x05minor\x18\x02\x20\x01(\rR\x05mino\
+    r\x12\x1d\n\nread_bytes\x18\x03\x20\x01(\x04R\treadBytes\x12#\n\rwritten\
+    _bytes\x18\x04\x20\x01(\x04R\x0cwrittenBytes\x12\x14\n\x05reads\x18\x05\
+    \x20\x01(\x04R\x05reads\x12\x16\n\x06writes\x18\x06\x20\x01(\x04R\x06wri\
+    tes\"\x90\x02\n\x0eInterfaceStats\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
+    \x04name\x12\x19\n\x08rx_bytes\x18\x02\x20\x01(\x04R\x07rxBytes\x12\x1b\
+    \n\trx_errors\x18\x03\x20\x01(\x04R\x08rxErrors\x12\x19\n\x08tx_bytes\
+    \x18\x04\x20\x01(\x04R\x07txBytes\x12\x1b\n\ttx_errors\x18\x05\x20\x01(\
+    \x04R\x08txErrors\x12\x1d\n\nrx_packets\x18\x06\x20\x01(\x04R\trxPackets\
+    \x12\x1d\n\nrx_dropped\x18\x07\x20\x01(\x04R\trxDropped\x12\x1d\n\ntx_pa\
+    ckets\x18\x08\x20\x01(\x04R\ttxPackets\x12\x1d\n\ntx_dropped\x18\t\x20\
+    \x01(\x04R\ttxDropped\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResp\
+    onse\"\x8c\x01\n\nStdioHello\x12!\n\x0ccontainer_id\x18\x01\x20\x01(\tR\
+    \x0bcontainerId\x12\x17\n\x07exec_id\x18\x02\x20\x01(\tR\x06execId\x12\
+    \x18\n\x07primary\x18\x03\x20\x01(\x08R\x07primary\x12\x14\n\x05stdin\
+    \x18\x04\x20\x01(\x08R\x05stdin\x12\x12\n\x04port\x18\x05\x20\x01(\rR\
+    \x04port*U\n\x0bPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\0\x12\
+    \x15\n\x11PROPAGATION_SLAVE\x10\x01\x12\x16\n\x12PROPAGATION_SHARED\x10\
+    \x02*O\n\nSeccompAbi\x12\x16\n\x12SECCOMP_ABI_X86_64\x10\0\x12\x13\n\x0f\
+    SECCOMP_ABI_X32\x10\x01\x12\x14\n\x10SECCOMP_ABI_I386\x10\x02*\x84\x02\n\
+    \x11SeccompComparison\x12\x1c\n\x18SECCOMP_COMPARISON_EQUAL\x10\0\x12\
+    \x20\n\x1cSECCOMP_COMPARISON_NOT_EQUAL\x10\x01\x12\x1b\n\x17SECCOMP_COMP\
+    ARISON_LESS\x10\x02\x12$\n\x20SECCOMP_COMPARISON_LESS_OR_EQUAL\x10\x03\
+    \x12\x1e\n\x1aSECCOMP_COMPARISON_GREATER\x10\x04\x12'\n#SECCOMP_COMPARIS\
+    ON_GREATER_OR_EQUAL\x10\x05\x12#\n\x1fSECCOMP_COMPARISON_MASKED_EQUAL\
+    \x10\x06*\xd3\x01\n\x11SeccompActionKind\x12\x1f\n\x1bSECCOMP_ACTION_KIL\
+    L_PROCESS\x10\0\x12\x1e\n\x1aSECCOMP_ACTION_KILL_THREAD\x10\x01\x12\x17\
     \n\x13SECCOMP_ACTION_TRAP\x10\x02\x12\x18\n\x14SECCOMP_ACTION_ERRNO\x10\
     \x03\x12\x18\n\x14SECCOMP_ACTION_TRACE\x10\x04\x12\x16\n\x12SECCOMP_ACTI\
     ON_LOG\x10\x05\x12\x18\n\x14SECCOMP_ACTION_ALLOW\x10\x06*[\n\x07PidMode\
