@@ -2,11 +2,12 @@
 #   BULKHEAD_BIN BULKHEAD_VMM BULKHEAD_AGENT    programs
 #   BULKHEAD_KERNEL BULKHEAD_INITRAMFS          what a pod boots
 #   BULKHEAD_CRICTL BULKHEAD_CRITEST            unset where there are none
+#   BULKHEAD_CDI_REFERENCE                      likewise
 # shellcheck shell=bash
 
 # environment PROFILE: exports the above for programs built with this cargo profile.
 environment() {
-    local programs tools
+    local programs tools reference
     programs=$(cargo_dir "$1")
     export BULKHEAD_BIN=$programs/bulkhead
     export BULKHEAD_VMM=$programs/bulkhead-vmm
@@ -19,4 +20,6 @@ environment() {
     elif command -v crictl >/dev/null; then
         export BULKHEAD_CRICTL=$(command -v crictl)
     fi
+    reference=$("$repo/scripts/cdi-reference.sh")
+    [ -z "$reference" ] || export BULKHEAD_CDI_REFERENCE=$reference
 }

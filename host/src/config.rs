@@ -32,6 +32,8 @@ pub struct Config {
     pub runtimes: BTreeMap<String, RuntimeHandlerConfig>,
     /// CNI.
     pub network: NetworkConfig,
+    /// The Container Device Interface.
+    pub cdi: CdiConfig,
     /// Exec, attach and port-forward.
     pub streaming: StreamingConfig,
     /// Image store and registries.
@@ -124,6 +126,20 @@ pub struct NetworkConfig {
     pub bin_dirs: Vec<PathBuf>,
     /// Longest run of one plugin in seconds; its process group is killed then.
     pub timeout_s: u64,
+}
+
+/// `[cdi]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CdiConfig {
+    /// Where files describe devices; a later directory's come before an earlier one's. None: there are no CDI devices.
+    pub spec_dirs: Vec<PathBuf>,
+}
+
+impl Default for CdiConfig {
+    fn default() -> Self {
+        Self { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
+    }
 }
 
 impl Default for DaemonConfig {
@@ -234,6 +250,9 @@ impl Config {
         }
         if self.jail.first_user == 0 || self.jail.users == 0 {
             return invalid("jail.first_user and jail.users are 1 or more: machines do not run as root".into());
+        }
+        if let Some(path) = self.cdi.spec_dirs.iter().find(|path| !path.is_absolute()) {
+            return invalid(format!("cdi.spec_dirs has {:?}; an absolute path is needed", path.display()));
         }
         for (key, path) in [("root", &self.daemon.root), ("run", &self.daemon.run), ("socket", &self.daemon.socket)] {
             if !path.is_absolute() {

@@ -90,7 +90,11 @@ fn what_is_the_hosts_in_a_container(f: &mut Fixture) -> Result<()> {
         ..Default::default()
     };
     let plain = f.shell("true")?;
+    let cdi = cri::CdiDevice { name: "vendor.example/thing=0".into() };
+    let annotation = ("cdi.k8s.io/plugin".to_owned(), cdi.name.clone());
     for (field, spec) in [
+        ("CDI_devices", plain.clone().with(|config| config.cdi_devices.push(cdi))),
+        ("the annotation cdi.k8s.io/plugin", plain.clone().with(|config| config.annotations.extend([annotation]))),
         ("devices", plain.clone().with(|config| config.devices.push(device))),
         ("namespace_options.pid", plain.clone().security(|context| context.namespace_options = Some(of_node))),
         ("mount.propagation", plain.with(|config| config.mounts.push(bidirectional))),

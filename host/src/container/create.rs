@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bulkhead_proto::{agent, cri};
 use protobuf::Message;
 
+use super::edits::Editor;
 use super::host_access::HostAccess;
 use super::record::{ContainerRecord, Identity};
 use super::{
-    Container, ContainerError, ContainerEvent, ContainerState, devices, log, recover, remove, resources, seccomp,
+    Container, ContainerError, ContainerEvent, ContainerState, cdi, devices, log, recover, remove, resources, seccomp,
     security, spec, volumes, watch,
 };
 use crate::image::{Image, ImageId, ImageRoot};
@@ -64,14 +65,16 @@ async fn create_now(
     let id = new_id();
     refuse_twin(node, sandbox, &config)?;
     let host = HostAccess::of(&sandbox.record.get(), &node.config);
-    let order = order(sandbox, &live, &host, &id, &config, &image).await?;
+    let mut order = order(sandbox, &live, &host, &id, &config, &image).await?;
+    let devices = cdi::resolve(cdi::names(&config)?, &node.config.cdi.spec_dirs).await?;
+    devices.apply(&mut order.editor());
     let first = ContainerRecord {
         id: id.clone(),
         sandbox_id: sandbox.id.clone(),
         image_id: image.id,
         image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
         image_stop_signal: Some(image.config.stop_signal.clone()).filter(|s| !s.is_empty()),
-        process: order.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
+        process: order.spec.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
         identity: None,
         volumes: order.volumes.share_names(),
         log_path: log_path(sandbox, &config),
@@ -135,9 +138,15 @@ fn refuse_twin(node: &Arc<Node>, sandbox: &Sandbox, config: &cri::ContainerConfi
 
 /// What the agent and the machine will be told.
 struct Order {
-    process: agent::Process,
     volumes: volumes::Plan,
+    /// Without the mounts.
     spec: agent::ContainerSpec,
+}
+
+impl Order {
+    fn editor(&mut self) -> Editor<'_> {
+        Editor::new(&mut self.spec, &mut self.volumes)
+    }
 }
 
 async fn order(
@@ -162,7 +171,7 @@ async fn order(
     };
     let spec = agent::ContainerSpec {
         id: id.to_owned(),
-        process: Some(process.clone()).into(),
+        process: Some(process).into(),
         pid_mode: pid_mode.into(),
         pid_target,
         resources: Some(resources::to_agent(&linux.resources.unwrap_or_default())).into(),
@@ -173,7 +182,7 @@ async fn order(
         rootfs: Some(agent::Rootfs { readonly: context.readonly_rootfs, ..Default::default() }).into(),
         ..Default::default()
     };
-    Ok(Order { process, volumes: volumes::plan(id, &config.mounts, host).await?, spec })
+    Ok(Order { volumes: volumes::plan(id, &config.mounts, host).await?, spec })
 }
 
 /// What is not applied is refused, never dropped.
@@ -182,13 +191,14 @@ fn refuse_unsupported(
     context: &cri::LinuxContainerSecurityContext,
     host: &HostAccess,
 ) -> Result<(), ContainerError> {
-    let refuse = |text: &str| Err(ContainerError::Invalid(text.to_owned()));
     if !config.devices.is_empty() {
         host.ask("devices", "devices of the host")?;
     }
     if !config.cdi_devices.is_empty() {
-        host.ask("cdi_devices", "devices of the host")?;
-        return refuse("cdi_devices are not supported yet");
+        host.ask("CDI_devices", "devices of the host")?;
+    }
+    if let Some(annotation) = config.annotations.keys().find(|key| key.starts_with(cdi::ANNOTATION)) {
+        host.ask(&format!("the annotation {annotation}"), "devices of the host")?;
     }
     security::check(context)
 }

@@ -12,8 +12,10 @@ use crate::serial::Serial;
 use crate::store::StoreError;
 
 mod attach;
+mod cdi;
 mod create;
 mod devices;
+mod edits;
 mod exec;
 mod exec_sync;
 mod host_access;
@@ -33,6 +35,7 @@ mod volumes;
 mod watch;
 
 pub use attach::{Attached, attach};
+pub use cdi::CdiError;
 pub use create::create;
 pub use exec::{Command, ProcessHandle, exec};
 pub use exec_sync::{ExecOutput, exec_sync};
@@ -64,6 +67,8 @@ pub enum ContainerError {
     Mount { host_path: String, container_path: String, why: String },
     #[error("cannot create the container: {0}")]
     Seccomp(#[from] SeccompError),
+    #[error("cannot create the container: {0}")]
+    Cdi(#[from] CdiError),
     #[error("container {id} is {state}: {request} is not possible")]
     WrongState { id: String, state: &'static str, request: &'static str },
     #[error("the command in container {id} did not end within {seconds} s and was killed")]

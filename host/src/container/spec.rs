@@ -3,7 +3,7 @@
 use bulkhead_proto::{agent, cri};
 
 use super::host_access::HostAccess;
-use super::{ContainerError, security};
+use super::{ContainerError, edits, security};
 use crate::image::ImageRuntimeConfig;
 
 /// PATH of a container whose image sets none.
@@ -56,14 +56,8 @@ fn environment(config: &cri::ContainerConfig, image: &ImageRuntimeConfig, hostna
     }
     all.extend(image.env.iter().map(|line| line.clone().into_bytes()));
     all.extend(config.envs.iter().map(|pair| [pair.key.as_bytes(), b"=", &pair.value].concat()));
-    let name = |line: &[u8]| line.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
-    let mut result: Vec<Vec<u8>> = Vec::with_capacity(all.len());
-    for line in all {
-        match result.iter_mut().find(|old| name(old) == name(&line)) {
-            Some(old) => *old = line,
-            None => result.push(line),
-        }
-    }
+    let mut result = Vec::with_capacity(all.len());
+    all.into_iter().for_each(|line| edits::set_variable(&mut result, line));
     result
 }
 

@@ -31,6 +31,14 @@ enum Planned {
     Image { image: String, sub_path: String, mount: agent::Mount },
 }
 
+impl Planned {
+    fn mount(&self) -> &agent::Mount {
+        match self {
+            Self::Share { mount, .. } | Self::Ready(mount) | Self::Image { mount, .. } => mount,
+        }
+    }
+}
+
 impl Plan {
     /// Names that will stand in the volume share.
     pub(super) fn share_names(&self) -> Vec<String> {
@@ -39,6 +47,17 @@ impl Plan {
             _ => None,
         };
         self.mounts.iter().filter_map(name).collect()
+    }
+
+    /// Adds a mount that needs nothing done for it, in the place of one with the same destination.
+    pub(super) fn replace(&mut self, mount: agent::Mount) {
+        self.mounts.retain(|planned| planned.mount().destination != mount.destination);
+        self.mounts.push(Planned::Ready(mount));
+    }
+
+    #[cfg(test)]
+    pub(super) fn destinations(&self) -> Vec<&str> {
+        self.mounts.iter().map(|planned| planned.mount().destination.as_str()).collect()
     }
 }
 

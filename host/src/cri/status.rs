@@ -44,6 +44,7 @@ impl From<ContainerError> for Status {
             ContainerError::Invalid(_)
             | ContainerError::Mount { .. }
             | ContainerError::Seccomp(_)
+            | ContainerError::Cdi(_)
             | ContainerError::Request { .. } => Code::InvalidArgument,
             ContainerError::NoImage { .. } => Code::NotFound,
             ContainerError::Exists { .. } => Code::AlreadyExists,
