@@ -28,7 +28,6 @@ bulkhead_tests::suite!(
     a_container_over_its_limit_is_oom_killed_alone,
     a_killed_container_is_not_oom_killed,
     a_guest_without_memory_tells_its_victim,
-    a_machine_killed_for_memory_tells_its_victims,
 );
 
 fn stats(f: &Fixture, container: &Container) -> Result<cri::ContainerStats> {
@@ -415,23 +414,5 @@ fn a_guest_without_memory_tells_its_victim(f: &mut Fixture) -> Result<()> {
     let status = neighbour.status()?;
     ensure!(status.state == cri::ContainerState::ContainerRunning as i32, "{status:?}");
     ensure!(pod.once(&f.shell("echo lives on")?.named("after"))?.stdout == "lives on\n", "the pod lives on");
-    Ok(())
-}
-
-fn a_machine_killed_for_memory_tells_its_victims(f: &mut Fixture) -> Result<()> {
-    f.environment.needs_machine("there is no machine")?;
-    let pod = f.pod("machine")?;
-    let containers =
-        [pod.start(&f.shell("sleep 1000")?.named("one"))?, pod.start(&f.shell("sleep 1000")?.named("two"))?];
-    let cgroup = host::cgroup_directory(&f.cgroup).context("no cgroup v2")?.join(format!("bulkhead-{}", pod.id));
-    if !cgroup.join("memory.max").exists() {
-        bulkhead_tests::skip!("cgroup v2 of this host has no memory controller");
-    }
-    fs::write(cgroup.join("memory.max"), (16 << 20).to_string())?;
-    for container in containers {
-        let status = container.ended(Duration::from_secs(60))?;
-        ensure!(status.exit_code == 137 && status.reason == "OOMKilled", "{status:?}");
-        ensure!(status.message.contains("the host's kernel"), "{status:?}");
-    }
     Ok(())
 }

@@ -32,16 +32,11 @@ pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<
     // Before anything that can fail: nobody may wait for containers of a machine that is gone.
     container::end_all(node, id, "its pod sandbox was stopped").await;
     detached.map_err(SandboxError::step(id, "network removal"))?;
+    remove_cgroup(node, sandbox).await?;
     let netns = record.netns();
-    let hierarchy = node.cgroups.clone();
-    let cgroup = record.cgroup();
     let (name, shares_host, config) = (id.to_owned(), record.shares_host(), node.config.clone());
     let rest = tokio::task::spawn_blocking(move || {
         sys::netns::remove(&netns).map_err(SandboxError::step(&name, "removal of the network namespace"))?;
-        if let Some(hierarchy) = hierarchy {
-            let cgroup = hierarchy.cgroup(&cgroup).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
-            cgroup.remove(END_TIMEOUT).map_err(SandboxError::step(&name, "removal of the cgroup"))?;
-        }
         if shares_host {
             let removed = native::remove_layers(&config, &name);
             removed.map_err(SandboxError::step(&name, "removal of the writable layers"))?;
@@ -49,6 +44,19 @@ pub(super) async fn release(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<
         Ok(())
     });
     rest.await.map_err(|_| SandboxError::Interrupted { id: id.to_owned() })?
+}
+
+/// Kills what is left in the pod's cgroup and removes it. One that is gone is success.
+pub(super) async fn remove_cgroup(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    let id = sandbox.id.clone();
+    let Some(hierarchy) = node.cgroups.clone() else { return Ok(()) };
+    let cgroup = sandbox.record.get().cgroup();
+    let failed = SandboxError::step(&sandbox.id, "removal of the cgroup");
+    let removal = move || hierarchy.cgroup(&cgroup).and_then(|cgroup| cgroup.remove(END_TIMEOUT));
+    match tokio::task::spawn_blocking(removal).await {
+        Ok(removed) => removed.map_err(failed),
+        Err(_) => Err(SandboxError::Interrupted { id }),
+    }
 }
 
 /// Ends the per-pod process, and with it everything that it parents. A process that is gone is success.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::state::SandboxEvent;
-use super::{Sandbox, SandboxError, SandboxRecord, SandboxState, native};
+use super::{Sandbox, SandboxError, SandboxRecord, SandboxState, native, release};
 use crate::container;
 use crate::node::Node;
 use crate::sandboxer::Machine;
@@ -49,10 +49,13 @@ pub(super) async fn machine_ended(node: &Arc<Node>, sandbox: &Arc<Sandbox>, why:
     }
     native::kill_containers(node, &sandbox.record.get()).await;
     container::end_all_for(node, &sandbox.id, &why, reason).await;
+    // The network stays until the sandbox is stopped: its namespace and the plugins' records go together.
+    if let Err(error) = release::remove_cgroup(node, sandbox).await {
+        tracing::warn!(sandbox = %sandbox.id, error = %crate::error_text(&error), "its cgroup stays until it is stopped");
+    }
 }
 
-/// How many of the processes that carry the pod the host's kernel has killed for memory; the pod's cgroup stands until the
-/// sandbox is stopped.
+/// How many of the processes that carry the pod the host's kernel has killed for memory; asked before the cgroup goes.
 fn oom_kills(node: &Node, record: &SandboxRecord) -> u64 {
     let names = [record.cgroup(), record.cgroup().join(PROCESS_LEAF)];
     let cgroups = names.iter().filter_map(|name| node.cgroups.as_ref()?.cgroup(name).ok());
