@@ -13,7 +13,7 @@ cd "$repo"
 environment dev
 export BULKHEAD_TEST_HANDLER=${BULKHEAD_TEST_HANDLER:-microvm}
 package=bulkhead-tests
-[ ! -e "vmm/tests/$suite.rs" ] || package=bulkhead-vmm
+[ ! -e "vmm/tests/$suite.rs" ] && [ ! -e "vmm/tests/$suite/main.rs" ] || package=bulkhead-vmm
 built=$(cargo test -p "$package" --test "$suite" --no-run 2>&1) || die "$built"
 binary=$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$built")
 [ -x "$binary" ] || die "cargo built no test $suite: $built"

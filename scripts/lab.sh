@@ -24,6 +24,7 @@ suite() {
 }
 
 suite 300 kvm_boot
+suite 200 jail
 # A pod takes many seconds here, and each boot is one more chance for the emulated machine to fail; `make test-all` runs
 # everything.
 suite 400 pod_lifecycle labels a_container_ends removing_a_pod stop_and_remove
