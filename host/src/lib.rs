@@ -7,7 +7,8 @@
 //! * [`events`], [`metrics`]: what happens and what is measured, for whoever watches.
 //! * [`store`], [`journaled`], [`serial`], [`creations`]: how state is kept and changed; [`blocking`]: paths of other
 //!   people; [`systemd`]: the owner of cgroups where it is; [`sys`]: the unsafe index.
-//! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type.
+//! * [`check`]: what this host has and lacks; [`config`], [`cli`]: what people set and type; [`version`]: of processes that
+//!   run on through an upgrade.
 
 pub mod blocking;
 pub mod check;
@@ -30,6 +31,7 @@ pub mod store;
 pub mod streaming;
 pub mod sys;
 pub mod systemd;
+pub mod version;
 
 /// An error and its causes in one line: what was tried, why it failed.
 #[must_use]

@@ -54,6 +54,9 @@ pub struct Launch {
     pub vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// What the balloon of our own machine holds of it from boot on, in MiB.
+    #[serde(default)]
+    pub balloon_mib: u64,
     /// The queues of a tap for each of the guest's virtio-net devices, in their order; opened with IFF_VNET_HDR.
     pub taps: Vec<Vec<LaunchDescriptor>>,
     /// The pod's scratch drive, a raw file opened read-write.
@@ -63,6 +66,9 @@ pub struct Launch {
     /// Directory of the cgroup v2 that the process goes on in; without it, where it was started.
     #[serde(default)]
     pub cgroup: Option<LaunchDescriptor>,
+    /// What is written to the socket of `OpenConsole` is typed on the guest's console.
+    #[serde(default)]
+    pub debug_console: bool,
     /// The user to be jailed as, for a machine that runs in the process itself.
     #[serde(default)]
     pub jail: Option<JailUser>,

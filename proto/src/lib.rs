@@ -47,6 +47,8 @@ pub mod vmm;
 #[rustfmt::skip]
 pub mod vmm_ttrpc;
 
+/// The version of agent.proto and [`stdio`]; that of vmm.proto is [`launch::PROTOCOL_VERSION`].
+pub const AGENT_PROTOCOL_VERSION: u32 = 1;
 /// vsock port on which the agent serves [`agent`] (guest listens).
 pub const AGENT_RPC_PORT: u32 = 1024;
 /// vsock port on which the agent serves [`stdio`] connections (guest listens).

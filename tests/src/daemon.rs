@@ -94,8 +94,12 @@ impl Settings {
         let Self { root, run, kernel, initramfs, agent, log, conf_dir, bin_dirs, image, more, .. } = self;
         let (socket, handler) = (self.socket(), self.handler.name());
         let more_handlers = match self.handler {
-            Handler::Microvm => "[runtimes.microvm]\nsandboxer = \"microvm\"\n\n",
-            Handler::Qemu | Handler::Native => "",
+            Handler::Microvm => {
+                "[runtimes.microvm]\nsandboxer = \"microvm\"\n\n\
+                 [runtimes.open]\nsandboxer = \"microvm\"\ndebug_console = true\nmax_memory_mib = 1024\n\n"
+            }
+            Handler::Qemu => "[runtimes.open]\nsandboxer = \"qemu\"\ndebug_console = true\n\n",
+            Handler::Native => "",
         };
         format!(
             "[daemon]\nroot = {root:?}\nrun = {run:?}\nsocket = {socket:?}\nlog = {log:?}\n\

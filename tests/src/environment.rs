@@ -50,6 +50,12 @@ impl Handler {
         }
     }
 
+    /// A second handler of its kind: its guests' consoles take input, and those that can have room to grow.
+    #[must_use]
+    pub fn open(self) -> &'static str {
+        "open"
+    }
+
     /// Whether its pods are VMs.
     #[must_use]
     pub fn is_machine(self) -> bool {

@@ -1,5 +1,5 @@
-//! `bulkhead-vmm` dies in every way there is: its containers' statuses say which, and nothing of the pod stays but its record
-//! and its network.
+//! `bulkhead-vmm` is killed, crashes or runs out of memory: its containers' statuses say which, and nothing of the pod stays
+//! but its record and its network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bulkhead_proto::cri;
-use bulkhead_tests::environment::Handler;
 use bulkhead_tests::fixture::Fixture;
 use bulkhead_tests::leaks::host;
 use bulkhead_tests::pod::Pod;
@@ -21,7 +20,6 @@ bulkhead_tests::suite!(
     Fixture;
     a_killed_machine_says_so,
     a_crashed_machine_says_so,
-    a_machine_that_leaves_its_filter_says_so,
     a_machine_killed_for_memory_says_so,
 );
 
@@ -37,22 +35,6 @@ fn a_killed_machine_says_so(f: &mut Fixture) -> Result<()> {
 fn a_crashed_machine_says_so(f: &mut Fixture) -> Result<()> {
     // A signal that is sent does not end the first process of a PID namespace; one that it causes does.
     dies(f, "crashed", ("Error", "crashed (signal 11)"), |_, pid| redirect(pid, |registers| registers.rip = 0))
-}
-
-fn a_machine_that_leaves_its_filter_says_so(f: &mut Fixture) -> Result<()> {
-    if f.environment.handler != Handler::Microvm {
-        bulkhead_tests::skip!("only a machine of bulkhead-vmm's own is jailed");
-    }
-    /// ptrace(2): on no list.
-    const FORBIDDEN: u64 = 101;
-    /// Bytes of the instruction `syscall`.
-    const SYSCALL: u64 = 2;
-    dies(f, "filter", ("Error", "a system call that its filter forbids"), |_, pid| {
-        redirect(pid, |registers| {
-            registers.rip -= SYSCALL;
-            registers.rax = FORBIDDEN;
-        })
-    })
 }
 
 fn a_machine_killed_for_memory_says_so(f: &mut Fixture) -> Result<()> {

@@ -1,12 +1,15 @@
 //! `bulkhead run`: one container in a pod of its own, its output and exit code passed through, both removed.
 
-use std::process::{Child, Command};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
 use bulkhead_tests::command::Output;
 use bulkhead_tests::fixture::Fixture;
+use bulkhead_tests::pod::Pod;
 use bulkhead_tests::wait;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -19,6 +22,7 @@ bulkhead_tests::suite!(
     a_handler_and_variables_can_be_given,
     failures_are_told,
     an_interrupted_run_removes_its_pod,
+    a_guests_console_is_shown_and_answers,
     the_other_commands_answer,
 );
 
@@ -107,6 +111,50 @@ fn interrupt(f: &Fixture, child: &mut Child) -> Result<()> {
     ensure!(!status.success(), "an interrupted run succeeded");
     ensure!(f.cri().pods()?.is_empty(), "its pod is left");
     Ok(())
+}
+
+fn a_guests_console_is_shown_and_answers(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine("pods of this handler have no guest, and so no console")?;
+    let pod = Pod::run(f.cri(), f.pod_config("looked-at"), f.environment.handler.open())?;
+    let mut child = Command::new(&f.environment.bulkhead)
+        .args(["debug-console".as_ref(), "--config".as_ref(), f.daemon.settings.file().as_os_str()])
+        .arg(&pod.id[..12])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let result = converse(&mut child);
+    // It has ended by the escape, unless something failed.
+    let _ = child.kill();
+    let status = child.wait()?;
+    result?;
+    ensure!(status.success(), "{status}");
+    let none =
+        f.daemon.client(&["debug-console", "--config", &f.daemon.settings.file().display().to_string(), "zz"])?;
+    ensure!(none.failure()?.contains("no pod sandbox whose id begins with \"zz\""), "an unknown pod");
+    Ok(())
+}
+
+/// Asks for what only this guest knows, then types what ends the command.
+fn converse(child: &mut Child) -> Result<()> {
+    let mut keys = child.stdin.take().context("no input")?;
+    let screen = child.stdout.take().context("no output")?;
+    keys.write_all(b"cat /proc/sys/kernel/hostname\n")?;
+    let (sender, lines) = mpsc::channel();
+    // Ends with the command's output.
+    std::thread::spawn(move || {
+        BufReader::new(screen).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+    });
+    let mut seen = String::new();
+    while let Ok(line) = lines.recv_timeout(LIMIT) {
+        seen.push_str(&line);
+        seen.push('\n');
+        // Not the echo of the question.
+        if seen.lines().any(|line| line.trim() == "looked-at") {
+            keys.write_all(b"\x1d")?;
+            return wait::until("its end", LIMIT, || Ok(child.try_wait()?)).map(drop);
+        }
+    }
+    anyhow::bail!("the console said only {seen:?}")
 }
 
 fn the_other_commands_answer(f: &mut Fixture) -> Result<()> {

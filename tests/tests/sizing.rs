@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use bulkhead_proto::cri;
+use bulkhead_tests::environment::Handler;
 use bulkhead_tests::fixture::Fixture;
-use bulkhead_tests::leaks;
-use bulkhead_tests::pod::{Container, Pod};
+use bulkhead_tests::pod::{Container, END, Pod};
+use bulkhead_tests::{leaks, wait};
 
 bulkhead_tests::suite!(
     Fixture;
@@ -12,6 +13,8 @@ bulkhead_tests::suite!(
     too_little_memory_is_refused_with_what_would_do,
     cpus_follow_the_pod_and_its_containers,
     more_memory_than_the_machine_has_is_refused,
+    memory_follows_the_pod_and_its_containers,
+    a_machine_with_room_grows,
 );
 
 const NO_GUEST: &str = "pods of this handler have no machine that limits would size";
@@ -122,4 +125,78 @@ fn more_memory_than_the_machine_has_is_refused(f: &mut Fixture) -> Result<()> {
     ensure!(text.contains("cannot grow"), "{text}");
     pod.remove()?;
     f.assert_nothing_left()
+}
+
+/// What the guest's kernel may keep or give in other pieces than it was asked for.
+const SLACK: u64 = 8;
+
+fn memory_follows_the_pod_and_its_containers(f: &mut Fixture) -> Result<()> {
+    f.environment.needs_machine(NO_GUEST)?;
+    // Its cgroup exists by then, as under a kubelet: what it has no limit for counts from the beginning.
+    f.pod("first")?.remove()?;
+    let pod = pod(f, "breathes", limits(1, 320), 160)?;
+    let container = pod.start(&f.shell("sleep 600")?)?;
+    let made = memory_mib(&container)?;
+    let shrunk = update_pod(f, &pod, limits(1, 192));
+    if f.environment.handler == Handler::Qemu {
+        let text = format!("{:#}", shrunk.err().context("QEMU's machine shrank")?);
+        ensure!(text.contains("has no balloon"), "{text}");
+        ensure!(memory_mib(&container)? == made, "{} MiB, not {made}", memory_mib(&container)?);
+    } else {
+        shrunk?;
+        becomes(&container, made - 128)?;
+        update_pod(f, &pod, limits(1, 320))?;
+        becomes(&container, made)?;
+    }
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: container.id.clone(),
+        linux: Some(limits(0, 64)),
+        ..Default::default()
+    };
+    f.cri().update_container_resources(request)?;
+    let limit = output(&container, "cat /sys/fs/cgroup/memory.max")?;
+    ensure!(limit == (64 * MIB).to_string(), "memory.max is {limit}");
+    pod.remove()?;
+    f.assert_nothing_left()
+}
+
+fn a_machine_with_room_grows(f: &mut Fixture) -> Result<()> {
+    if f.environment.handler != Handler::Microvm {
+        bulkhead_tests::skip!("only a machine of bulkhead-vmm's own has a balloon");
+    }
+    f.pod("first")?.remove()?;
+    let mut config = f.pod_config("roomy");
+    config.linux.get_or_insert_default().resources = Some(limits(1, 128));
+    let pod = Pod::run(f.cri(), config, f.environment.handler.open())?;
+    let container = pod.start(&f.shell("sleep 600")?)?;
+    let before = settled(&container)?;
+    // 128 MiB for the container, and the handler's default for those that have no limit.
+    ensure!(before < 384, "the balloon of the boot left {before} MiB");
+    update_pod(f, &pod, limits(1, 320))?;
+    becomes(&container, before + 192)?;
+    let error = update_pod(f, &pod, limits(1, 4096)).err().context("it grew beyond its machine")?;
+    ensure!(format!("{error:#}").contains("made with 1024 MiB"), "{error:#}");
+    pod.remove()?;
+    f.assert_nothing_left()
+}
+
+/// What the guest has once its balloon stands still.
+fn settled(container: &Container) -> Result<u64> {
+    let (mut last, mut seen) = (memory_mib(container)?, 0);
+    wait::until("a balloon that stands still", END, || {
+        let now = memory_mib(container)?;
+        seen = if now == last { seen + 1 } else { 0 };
+        last = now;
+        Ok((seen == 20).then_some(now))
+    })
+}
+
+/// The guest gives memory up, and takes it back, after the request was answered.
+fn becomes(container: &Container, wanted: u64) -> Result<()> {
+    let near = wanted - SLACK..=wanted + SLACK;
+    wait::until_ok(&format!("a guest of {wanted} MiB"), END, || {
+        let now = memory_mib(container)?;
+        ensure!(near.contains(&now), "it has {now} MiB");
+        Ok(())
+    })
 }

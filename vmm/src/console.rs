@@ -7,9 +7,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
+
+use crate::devices::console::Keyboard;
 
 /// The file is cut before it gets this long.
 const MAX_FILE: u64 = 1 << 20;
@@ -19,8 +21,13 @@ const KEPT: usize = 256 << 10;
 const TAIL_LINES: usize = 12;
 /// Longest of them, in bytes.
 const MAX_LINE: usize = 512;
+/// Pieces that a reader may be behind; then it misses some.
+const FEED: usize = 64;
 /// How a kernel's last words begin.
 const PANIC: &str = "Kernel panic - not syncing: ";
+
+/// What is written from now on, in pieces.
+pub type Feed = broadcast::Receiver<Arc<[u8]>>;
 
 /// The file that both sources are written to.
 #[derive(Debug)]
@@ -29,6 +36,7 @@ pub struct ConsoleFile {
     path: PathBuf,
     len: u64,
     failed: bool,
+    feed: broadcast::Sender<Arc<[u8]>>,
 }
 
 impl ConsoleFile {
@@ -39,7 +47,19 @@ impl ConsoleFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().create(true).read(true).append(true).mode(0o600).open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self { file, path: path.to_owned(), len, failed: false })
+        Ok(Self { file, path: path.to_owned(), len, failed: false, feed: broadcast::Sender::new(FEED) })
+    }
+
+    /// What is kept, its newest part if that is much, and everything from now on.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn subscribe(&self) -> io::Result<(Vec<u8>, Feed)> {
+        let len = self.file.metadata()?.len();
+        let from = len.saturating_sub(KEPT as u64);
+        let mut kept = vec![0; usize::try_from(len - from).unwrap_or(0)];
+        self.file.read_exact_at(&mut kept, from)?;
+        Ok((kept, self.feed.subscribe()))
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -49,6 +69,10 @@ impl ConsoleFile {
             tracing::warn!("cannot write the console to {}: {error}", self.path.display());
         }
         self.failed = result.is_err();
+        if self.feed.receiver_count() > 0 {
+            // Readers that went meanwhile do not matter.
+            let _ = self.feed.send(bytes.into());
+        }
     }
 
     fn make_room(&mut self, bytes: u64) -> io::Result<()> {
@@ -142,6 +166,34 @@ impl Write for Console {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Where is typed.
+#[derive(Debug)]
+pub enum Input {
+    /// On the console of our own machine.
+    Device(Keyboard),
+    /// On QEMU's standard input.
+    Pipe(tokio::sync::Mutex<pipe::Sender>),
+}
+
+impl Input {
+    /// A pipe that the runtime waits for.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn pipe(end: std::os::fd::OwnedFd) -> io::Result<Self> {
+        Ok(Self::Pipe(tokio::sync::Mutex::new(pipe::Sender::from_owned_fd(end)?)))
+    }
+
+    /// Types `bytes`; what the guest has no room for is lost, as with any terminal.
+    pub async fn press(&self, bytes: &[u8]) {
+        match self {
+            Self::Device(keyboard) => drop(keyboard.press(bytes)),
+            // A guest that has ended reads nothing.
+            Self::Pipe(pipe) => drop(pipe.lock().await.write_all(bytes).await),
+        }
     }
 }
 

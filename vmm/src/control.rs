@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bulkhead_proto::launch::PROTOCOL_VERSION;
@@ -12,14 +13,17 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::{Code, Error, Result, get_status};
 
 use crate::descriptors::TokenError;
+use crate::devices::balloon::{self, BalloonHandle};
 use crate::devices::block::ImageDriveError;
+use crate::devices::net::NetCounters;
 use crate::file_server::protocol::{Name, Request};
 use crate::kvm::Machine;
-use crate::kvm::exits::ExitKind;
+use crate::kvm::exits::{ExitKind, Exits};
 use crate::kvm::machine::Position;
 use crate::logs::LogError;
 use crate::pod::{Pod, State};
 use crate::statistics;
+use crate::viewer;
 use crate::volumes::VolumeError;
 
 /// Parts of one image: its metadata and a blob for each layer.
@@ -172,7 +176,7 @@ impl Vmm for Control {
             let what = format!("memory_mib is {kept}; the machine was made with {made} MiB");
             return Err(status(Code::INVALID_ARGUMENT, what));
         };
-        balloon.inflate(taken << 20).map_err(|error| status(Code::INTERNAL, error))?;
+        balloon.set_target(balloon::pages(taken << 20));
         Ok(api::ResizeResponse::new())
     }
 
@@ -203,6 +207,13 @@ impl Vmm for Control {
         let (to_agent, from_agent) = self.0.agent.bytes();
         // A monitor that has just ended has no memory.
         let memory = |pid| statistics::own_memory(pid).unwrap_or(0);
+        let faults = statistics::page_faults();
+        let network = |of: fn(&NetCounters) -> &AtomicU64| {
+            self.0.net_counters.iter().map(|counters| of(counters).load(Ordering::Relaxed)).sum()
+        };
+        let balloon = |of: fn(&BalloonHandle) -> u32| {
+            self.0.balloon.as_ref().map_or(0, |handle| u64::from(of(handle)) * balloon::PAGE)
+        };
         Ok(api::StatisticsResponse {
             vmm_memory_bytes: statistics::this_process().unwrap_or(0),
             monitor_memory_bytes: self.0.monitor_pid.map_or(0, memory),
@@ -212,8 +223,26 @@ impl Vmm for Control {
             block_written_bytes: self.0.block_counters.iter().map(|counters| counters.written_bytes()).sum(),
             vsock_rx_bytes: to_agent,
             vsock_tx_bytes: from_agent,
+            minor_faults: faults.0,
+            major_faults: faults.1,
+            network_rx_bytes: network(|counters| &counters.rx_bytes),
+            network_tx_bytes: network(|counters| &counters.tx_bytes),
+            guest_memory_bytes: machine.map_or(0, |machine| machine.resident_bytes()),
+            balloon_target_bytes: balloon(BalloonHandle::target),
+            balloon_bytes: balloon(BalloonHandle::actual),
+            exits: machine.map(|machine| exit_counts(machine.exits())).unwrap_or_default(),
             ..Default::default()
         })
+    }
+
+    async fn open_console(
+        &self,
+        _: &TtrpcContext,
+        request: api::OpenConsoleRequest,
+    ) -> Result<api::OpenConsoleResponse> {
+        let socket = self.take(&request.descriptor_token)?;
+        viewer::spawn(self.0.clone(), socket).map_err(|error| status(Code::INVALID_ARGUMENT, error))?;
+        Ok(api::OpenConsoleResponse { takes_input: self.0.keyboard.is_some(), ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> Result<api::ShutdownResponse> {
@@ -224,13 +253,13 @@ impl Vmm for Control {
 }
 
 fn processor(position: &Position) -> api::Processor {
+    api::Processor { instruction: position.instruction, exits: exit_counts(position.exits), ..Default::default() }
+}
+
+fn exit_counts(exits: Exits) -> Vec<api::ExitCount> {
     let count =
         |(kind, count): (ExitKind, u64)| api::ExitCount { kind: kind.name().to_owned(), count, ..Default::default() };
-    api::Processor {
-        instruction: position.instruction,
-        exits: position.exits.into_iter().map(count).collect(),
-        ..Default::default()
-    }
+    exits.into_iter().map(count).collect()
 }
 
 fn status(code: Code, text: impl ToString) -> Error {

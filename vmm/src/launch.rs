@@ -122,6 +122,10 @@ fn check(launch: &Launch) -> Result<(), LaunchError> {
     if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&launch.memory_mib) {
         return refuse(format!("memory_mib is {}, not {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}", launch.memory_mib));
     }
+    if launch.memory_mib.checked_sub(launch.balloon_mib).is_none_or(|left| left < MIN_MEMORY_MIB) {
+        let (balloon, all) = (launch.balloon_mib, launch.memory_mib);
+        return refuse(format!("balloon_mib is {balloon} of {all}, which leaves less than {MIN_MEMORY_MIB}"));
+    }
     for (device, queues) in launch.taps.iter().map(Vec::len).enumerate() {
         if !(1..=MAX_TAP_QUEUES).contains(&queues) {
             return refuse(format!("tap {device} has {queues} queues, not 1 to {MAX_TAP_QUEUES}"));
@@ -203,10 +207,12 @@ mod tests {
             kernel_arguments: String::new(),
             vcpus: 1,
             memory_mib: 128,
+            balloon_mib: 0,
             taps: vec![vec![1]],
             scratch_drive: Some(0),
             file_server: None,
             cgroup: None,
+            debug_console: false,
             jail: None,
             limits: DeviceLimits::default(),
         }
@@ -273,6 +279,7 @@ mod tests {
         case(|l| l.protocol_version = 99, 2, "version 99");
         case(|l| l.vcpus = 0, 2, "vcpus is 0");
         case(|l| l.memory_mib = 1, 2, "memory_mib is 1");
+        case(|l| l.balloon_mib = 100, 2, "balloon_mib is 100 of 128");
         case(|l| l.sandbox_id = "a,b".into(), 2, "sandbox_id");
         case(|l| l.kernel = "k".into(), 2, "kernel is k, not an absolute path");
         case(|l| l.kernel_arguments = "a\nb".into(), 2, "control character");

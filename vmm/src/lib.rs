@@ -2,7 +2,7 @@
 //!
 //! * [`process`]: the life of `bulkhead-vmm`, from [`launch`] over [`start`] to [`supervise`].
 //! * [`monitor`]: QEMU. [`native`]: no machine at all, the agent on the host. [`agent_link`]: how either agent is reached.
-//!   [`console`]: what guest and QEMU say. [`exit`]: how it ended.
+//!   [`console`]: what guest and QEMU say; [`viewer`]: who looks at it. [`exit`]: how it ended.
 //! * [`pod`]: what [`control`] (vmm.proto) works on: [`descriptors`], [`logs`], [`volumes`], [`statistics`].
 //! * [`devices`]: the virtio devices; [`vhost_user`]: how QEMU reaches them; [`mmio`]: how our own machine does.
 //! * [`kvm`]: that machine; [`boot`]: what is in its memory at first.
@@ -35,4 +35,5 @@ pub mod statistics;
 pub mod supervise;
 pub mod sys;
 pub mod vhost_user;
+pub mod viewer;
 pub mod volumes;

@@ -52,6 +52,9 @@ pub fn start(launch: &Launch, pod: &NativePod) -> Result<Started, StartError> {
         agent: AgentLink::Socket(SocketLink::new(launch.vsock_socket.clone(), ours)),
         images: Arc::new(ImageDrive::new()),
         block_counters: Vec::new(),
+        net_counters: Vec::new(),
+        balloon: None,
+        keyboard: None,
         console: Words::default(),
         console_file: Arc::new(Mutex::new(console)),
     })

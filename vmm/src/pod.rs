@@ -1,13 +1,15 @@
 //! What the requests and the supervision of one pod's machine share.
 
-use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::{Notify, watch};
 
 use crate::agent_link::AgentLink;
+use crate::console::{ConsoleFile, Input};
 use crate::descriptors::Tokens;
+use crate::devices::balloon::BalloonHandle;
 use crate::devices::block::{BlockCounters, ImageDrive};
+use crate::devices::net::NetCounters;
 use crate::exit::Exit;
 use crate::kvm::Machine;
 use crate::logs::Logs;
@@ -32,15 +34,6 @@ pub enum State {
     Exited(Exit),
 }
 
-/// Takes memory from the guest, and gives it back.
-pub trait Balloon: std::fmt::Debug + Send + Sync {
-    /// Lets the balloon hold `bytes` of the guest's memory from now on.
-    ///
-    /// # Errors
-    /// When the device cannot be told.
-    fn inflate(&self, bytes: u64) -> io::Result<()>;
-}
-
 /// One pod's machine.
 #[derive(Debug)]
 pub struct Pod {
@@ -60,6 +53,12 @@ pub struct Pod {
     pub images: Arc<ImageDrive>,
     /// Of both drives.
     pub block_counters: Vec<Arc<BlockCounters>>,
+    /// Of the network devices that this process serves.
+    pub net_counters: Vec<Arc<NetCounters>>,
+    /// Where the console is kept.
+    pub console_file: Arc<Mutex<ConsoleFile>>,
+    /// Where is typed, on a machine that takes it.
+    pub keyboard: Option<Input>,
     /// The way to the agent.
     pub agent: AgentLink,
     /// The containers' output.
@@ -67,7 +66,7 @@ pub struct Pod {
     /// Guest memory in MiB, as the machine was made.
     pub memory_mib: u64,
     /// Takes memory from the guest, where the machine has a balloon.
-    pub balloon: Option<Box<dyn Balloon>>,
+    pub balloon: Option<BalloonHandle>,
     /// Whoever holds processors up or lets them go on has it: one does not undo what another did.
     pub holding: Arc<tokio::sync::Mutex<()>>,
     /// The file server, when there is one.

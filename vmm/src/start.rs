@@ -16,12 +16,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::agent_link::AgentLink;
 use crate::console::{Console, ConsoleFile, Words};
-use crate::devices::balloon::{Balloon, BalloonDevice};
+use crate::devices::balloon::{Balloon, BalloonDevice, BalloonHandle, pages};
 use crate::devices::block::{
     BlockBackend, BlockConfig, BlockCounters, BlockDevice, FlushPolicy, ImageDrive, RawFile, VirtioBlock,
 };
+use crate::devices::console::Keyboard;
 use crate::devices::fs::{Fs, FsConfig, connected};
-use crate::devices::net::{Net, NetBackend, NetConfig, NetDevice, Tap, TapError};
+use crate::devices::net::{Net, NetBackend, NetConfig, NetCounters, NetDevice, Tap, TapError};
 use crate::devices::rng::Rng;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{VirtioVsock, VsockConfig, VsockDevice};
@@ -101,6 +102,12 @@ pub struct Started {
     pub images: Arc<ImageDrive>,
     /// Of both drives.
     pub block_counters: Vec<Arc<BlockCounters>>,
+    /// Of the network devices; QEMU has its own.
+    pub net_counters: Vec<Arc<NetCounters>>,
+    /// Sets how much memory the guest gives up; QEMU's machine has no such device.
+    pub balloon: Option<BalloonHandle>,
+    /// Types on the console of our own machine, where that was asked for.
+    pub keyboard: Option<Keyboard>,
     /// The guest's console.
     pub console: Words,
     /// Where it is kept.
@@ -131,7 +138,7 @@ fn build(
     launch: &Launch,
     taps: Vec<Vec<OwnedFd>>,
     scratch: Option<File>,
-    run: impl FnOnce(&Launch, Console, Devices) -> Result<(Guest, Option<FileServer>), StartError>,
+    run: impl FnOnce(&Launch, Console, Devices) -> Result<Run, StartError>,
 ) -> Result<Started, StartError> {
     monitor::check_files(launch)?;
     let console_file = ConsoleFile::open(&launch.console_file);
@@ -155,9 +162,23 @@ fn build(
     let block_counters = [Some(&image_device), scratch_device.as_ref()];
     let block_counters = block_counters.into_iter().flatten().map(|device| device.counters()).collect();
     let devices = Devices { vsock: vsock_device, images: image_device, scratch: scratch_device, taps };
-    let (guest, file_server) = run(launch, Console::new(console.clone(), console_file.clone()), devices)?;
+    let Run { guest, file_server, net_counters, balloon, keyboard } =
+        run(launch, Console::new(console.clone(), console_file.clone()), devices)?;
     let agent = AgentLink::Vsock(vsock);
-    Ok(Started { guest, file_server, control, descriptors, agent, images, block_counters, console, console_file })
+    Ok(Started {
+        guest,
+        file_server,
+        control,
+        descriptors,
+        agent,
+        images,
+        block_counters,
+        net_counters,
+        balloon,
+        keyboard,
+        console,
+        console_file,
+    })
 }
 
 /// What every machine has.
@@ -170,11 +191,16 @@ struct Devices {
 
 type FileServer = (Child, UnixStream);
 
-fn start_qemu(
-    launch: &Launch,
-    (binary, accelerator): (&Path, &str),
-    devices: Devices,
-) -> Result<(Guest, Option<FileServer>), StartError> {
+/// What a monitor makes of them.
+struct Run {
+    guest: Guest,
+    file_server: Option<FileServer>,
+    net_counters: Vec<Arc<NetCounters>>,
+    balloon: Option<BalloonHandle>,
+    keyboard: Option<Keyboard>,
+}
+
+fn start_qemu(launch: &Launch, (binary, accelerator): (&Path, &str), devices: Devices) -> Result<Run, StartError> {
     let pairs = Pairs::make(launch, devices.scratch.is_some())?;
     let Pairs { vsock: vsock_pair, images: image_pair, scratch: scratch_pair, volumes: volume_pair } = pairs;
     let (file_server, volume_connection) = start_volumes(launch, volume_pair)?.unzip();
@@ -194,21 +220,16 @@ fn start_qemu(
     if let (Some(scratch), Some(listener)) = (devices.scratch, scratch_listener) {
         servers.push(serve_block(scratch, listener, "scratch")?);
     }
-    Ok((Guest::Process(running, servers), file_server))
+    let guest = Guest::Process(running, servers);
+    Ok(Run { guest, file_server, net_counters: Vec::new(), balloon: None, keyboard: None })
 }
 
 /// Opens all that the machine needs. KVM ties it to this process, so nothing may fork from here on.
-fn prepare_microvm(
-    launch: &Launch,
-    console: Console,
-    devices: Devices,
-) -> Result<(Guest, Option<FileServer>), StartError> {
+fn prepare_microvm(launch: &Launch, console: Console, devices: Devices) -> Result<Run, StartError> {
     let volumes = launch.file_server.is_some().then(|| Pairs::one(launch)).transpose()?;
     let (file_server, connection) = start_volumes(launch, volumes)?.unzip();
-    let prepared =
-        virtio_devices(devices, connection, launch.limits).and_then(|all| Ok(microvm::prepare(launch, console, all)?));
-    match prepared {
-        Ok(prepared) => Ok((Guest::Microvm(Box::new(prepared)), file_server)),
+    match prepare_devices(launch, console, devices, connection) {
+        Ok(run) => Ok(Run { file_server, ..run }),
         Err(error) => {
             end_file_server(file_server);
             Err(error)
@@ -216,32 +237,42 @@ fn prepare_microvm(
     }
 }
 
-/// In the order in which the guest finds them.
-fn virtio_devices(
+/// In the order in which the guest finds them, behind its console.
+fn prepare_devices(
+    launch: &Launch,
+    console: Console,
     devices: Devices,
     volumes: Option<UnixStream>,
-    limits: DeviceLimits,
-) -> Result<Vec<Box<dyn VirtioDevice>>, StartError> {
+) -> Result<Run, StartError> {
+    let device = |device| move |source| StartError::Device { device, source };
+    let keyboard = launch.debug_console.then(Keyboard::new).transpose().map_err(device("console"))?;
+    let balloon = Balloon::new(BalloonDevice::new().map_err(device("balloon"))?);
+    let (mut net_counters, handle) = (Vec::new(), balloon.handle());
+    // The driver looks at it when it starts.
+    handle.set_target(pages(launch.balloon_mib << 20));
     let mut all: Vec<Box<dyn VirtioDevice>> =
         vec![Box::new(VirtioVsock::new(devices.vsock)), Box::new(VirtioBlock::new("images", devices.images))];
     if let Some(scratch) = devices.scratch {
         all.push(Box::new(VirtioBlock::new("scratch", scratch)));
     }
     for (index, queues) in devices.taps.into_iter().enumerate() {
-        all.push(Box::new(network(index, queues, limits)?));
+        let device = network(index, queues, launch.limits)?;
+        net_counters.push(device.counters());
+        all.push(Box::new(Net::new(device)));
     }
     all.push(Box::new(Rng::default()));
     if let Some(connection) = volumes {
         let config = FsConfig { tag: VOLUMES_TAG.to_owned(), request_queues: 1 };
         all.push(Box::new(Fs::new(config, connected(connection))));
     }
-    let balloon = BalloonDevice::new().map_err(|source| StartError::Device { device: "balloon", source })?;
-    all.push(Box::new(Balloon::new(balloon)));
-    Ok(all)
+    all.push(Box::new(balloon));
+    let prepared = microvm::prepare(launch, console, keyboard.clone(), all)?;
+    let guest = Guest::Microvm(Box::new(prepared));
+    Ok(Run { guest, file_server: None, net_counters, balloon: Some(handle), keyboard })
 }
 
 /// The pod's agent gives it the address and MTU that CNI chose.
-fn network(index: usize, queues: Vec<OwnedFd>, limits: DeviceLimits) -> Result<Net, StartError> {
+fn network(index: usize, queues: Vec<OwnedFd>, limits: DeviceLimits) -> Result<NetDevice, StartError> {
     let queues = queues.into_iter().map(|queue| Ok(Box::new(Tap::new(queue)?) as Box<dyn NetBackend>));
     let queues = queues.collect::<Result<_, TapError>>()?;
     let config = NetConfig {
@@ -251,7 +282,7 @@ fn network(index: usize, queues: Vec<OwnedFd>, limits: DeviceLimits) -> Result<N
         rx_limits: limits.ingress.into(),
         tx_limits: limits.egress.into(),
     };
-    Ok(Net::new(NetDevice::new(queues, config)))
+    Ok(NetDevice::new(queues, config))
 }
 
 fn start_volumes(launch: &Launch, pair: Option<Pair>) -> Result<Option<(FileServer, UnixStream)>, StartError> {

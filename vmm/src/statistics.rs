@@ -1,4 +1,4 @@
-//! How much memory a process holds beside the guest's.
+//! How much memory a process holds beside the guest's, and how often it had to wait for it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -40,6 +40,14 @@ pub fn this_process() -> io::Result<u64> {
     file.rewind()?;
     file.read_to_string(&mut text)?;
     Ok(sum(&text))
+}
+
+/// Page faults of this process since its start: those served from memory, and those that needed a disk.
+#[must_use]
+pub fn page_faults() -> (u64, u64) {
+    let count = |faults: i64| u64::try_from(faults).unwrap_or(0);
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF);
+    usage.map_or((0, 0), |usage| (count(usage.minor_page_faults()), count(usage.major_page_faults())))
 }
 
 fn sum(smaps: &str) -> u64 {

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::console::Words;
+use crate::console::{Input, Words};
 use crate::control::Control;
 use crate::descriptors::Tokens;
 use crate::exit::{self, Cause, Evidence, Exit, How};
@@ -175,10 +175,23 @@ impl Supervisor {
     /// # Errors
     /// When the runtime cannot watch a descriptor.
     pub async fn begin(launch: Launch, started: Started) -> io::Result<Self> {
-        let Started { guest, file_server, control, descriptors, agent, images, block_counters, console, console_file } =
-            started;
+        let Started {
+            guest,
+            file_server,
+            control,
+            descriptors,
+            agent,
+            images,
+            block_counters,
+            net_counters,
+            balloon,
+            keyboard,
+            console,
+            console_file,
+        } = started;
         let ready = agent.ready()?;
         let monitor_words = Words::default();
+        let mut keyboard = keyboard.map(Input::Device);
         let (started, monitor_pid, guest) = match guest {
             start::Guest::Microvm(prepared) => (Instant::now(), None, Guest::Prepared(Some(prepared))),
             start::Guest::Process(mut running, devices) => {
@@ -187,8 +200,11 @@ impl Supervisor {
                 let errors = pipe(running.child.stderr.take().map(OwnedFd::from))?;
                 let readers = [
                     tokio::spawn(console.clone().follow(output, console_file.clone())),
-                    tokio::spawn(monitor_words.clone().follow(errors, console_file)),
+                    tokio::spawn(monitor_words.clone().follow(errors, console_file.clone())),
                 ];
+                if let Some(pipe) = running.child.stdin.take() {
+                    keyboard = Some(Input::pipe(pipe.into())?);
+                }
                 let pid = running.child.id();
                 let process = Watched::new(running.child)?;
                 (running.started, Some(pid), Guest::Process { process, readers, devices })
@@ -216,7 +232,10 @@ impl Supervisor {
             agent,
             volumes,
             memory_mib: launch.memory_mib,
-            balloon: None,
+            balloon,
+            net_counters,
+            console_file,
+            keyboard,
             holding: Arc::default(),
         });
         descriptors.set_nonblocking(true)?;

@@ -8,6 +8,8 @@ const MAX: usize = 16 * 1024;
 pub(super) struct Options {
     /// `bulkhead.debug`: more lines on the console.
     pub(super) debug: bool,
+    /// `bulkhead.debug_shell`: answers on the console.
+    pub(super) debug_shell: bool,
 }
 
 /// Reads /proc/cmdline; what cannot be read says nothing.
@@ -17,7 +19,8 @@ pub(super) fn read() -> Options {
 
 fn parse(line: &str) -> Options {
     let words = line.get(..line.len().min(MAX)).unwrap_or_default().split_whitespace();
-    Options { debug: words.clone().any(|word| word == "bulkhead.debug") }
+    let has = |option: &str| words.clone().any(|word| word == option);
+    Options { debug: has("bulkhead.debug"), debug_shell: has("bulkhead.debug_shell") }
 }
 
 #[cfg(test)]
@@ -28,5 +31,6 @@ mod tests {
     fn options_are_whole_words() {
         assert!(parse("quiet bulkhead.debug\n").debug);
         assert!(!parse("quiet bulkhead.debugger x=bulkhead.debug").debug);
+        assert_eq!(parse("bulkhead.debug_shell"), Options { debug: false, debug_shell: true });
     }
 }

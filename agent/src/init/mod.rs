@@ -8,6 +8,7 @@ mod drives;
 mod machine;
 mod mounts;
 mod network;
+mod shell;
 mod shutdown;
 
 use std::fs;
@@ -90,8 +91,14 @@ async fn run(cgroup: PodCgroup) -> Result<(), Failure> {
     let _ready = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, AGENT_READY_PORT))
         .await
         .map_err(|error| format!("cannot tell the host that the pod is ready: {error}"))?;
-    if cmdline::read().debug {
+    let options = cmdline::read();
+    if options.debug {
         info!("ready after {} us", server::since_boot_us());
+    }
+    if options.debug_shell
+        && let Err(error) = shell::start()
+    {
+        crate::log::warning!("cannot answer on the console: {error}");
     }
     server::until_shutdown(shutdown).await?;
     tokio::task::spawn_blocking(move || {

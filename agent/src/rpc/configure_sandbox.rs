@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bulkhead_proto::AGENT_PROTOCOL_VERSION;
 use bulkhead_proto::agent::{ConfigureSandboxRequest, ConfigureSandboxResponse};
 
 use super::{Service, blocking};
@@ -15,5 +16,5 @@ pub(super) async fn run(
     let sandbox = Arc::clone(&service.sandbox);
     // Nobody waits for it: the first container finds the namespaces made, or being made.
     drop(tokio::task::spawn_blocking(move || sandbox.prepare_namespaces()));
-    Ok(ConfigureSandboxResponse::new())
+    Ok(ConfigureSandboxResponse { protocol_version: AGENT_PROTOCOL_VERSION, ..Default::default() })
 }

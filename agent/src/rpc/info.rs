@@ -1,11 +1,13 @@
 //! Info: who answers.
 
+use bulkhead_proto::AGENT_PROTOCOL_VERSION;
 use bulkhead_proto::agent::InfoResponse;
 
 use super::Service;
 
 pub(super) fn run(service: &Service) -> InfoResponse {
     let mut info = InfoResponse::new();
+    info.protocol_version = AGENT_PROTOCOL_VERSION;
     info.agent_version = env!("CARGO_PKG_VERSION").into();
     info.kernel_release = rustix::system::uname().release().to_string_lossy().into_owned();
     let system = rustix::system::sysinfo();

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod check;
 pub mod config;
+mod debug_console;
 mod run;
 mod serve;
 
@@ -31,6 +32,8 @@ enum Command {
     },
     /// Run one container in a pod of its own, pass its output and exit code through, and remove both.
     Run(run::RunArguments),
+    /// Show a pod's guest console and, where its handler has `debug_console = true`, type on it. Needs no daemon.
+    DebugConsole(debug_console::DebugConsoleArguments),
     /// Print the version.
     Version,
 }
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         }
         Command::Config { what: ConfigCommand::Show(path) } => config::show(path.config.as_deref()),
         Command::Run(arguments) => run::run(arguments),
+        Command::DebugConsole(arguments) => debug_console::run(&arguments),
         Command::Version => {
             println!("bulkhead {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -50,9 +50,15 @@ pub struct RuntimeHandlerConfig {
     /// Memory of the guest in MiB, for a pod that has no memory limit.
     #[serde(default = "default_memory_mib")]
     pub memory_mib: u64,
+    /// Memory in MiB that a pod may be given while it runs, if that is more than it starts with; 0 is no more.
+    #[serde(default)]
+    pub max_memory_mib: u64,
     /// Appended to the guest's kernel command line.
     #[serde(default)]
     pub kernel_arguments: String,
+    /// The guest's console takes input, and the agent answers there (`bulkhead debug-console`). For finding faults.
+    #[serde(default)]
+    pub debug_console: bool,
     /// Annotations by which a pod may change the values above.
     #[serde(default)]
     pub annotations: Vec<String>,
@@ -133,7 +139,9 @@ impl RuntimeHandlerConfig {
             vcpus: default_vcpus(),
             max_vcpus: default_max_vcpus(),
             memory_mib: default_memory_mib(),
+            max_memory_mib: 0,
             kernel_arguments: String::new(),
+            debug_console: false,
             annotations: Vec::new(),
             disk_limit: RateLimit::default(),
             ingress_limit: RateLimit::default(),
@@ -185,6 +193,12 @@ impl RuntimeHandlerConfig {
             return Err(format!("runtimes.{name}.memory_mib is {is}; a guest needs at least {least}"));
         }
         self.check_limits(name)?;
+        if self.max_memory_mib > 0 && self.sandboxer != SandboxerKind::Microvm {
+            return Err(format!(
+                "runtimes.{name}.max_memory_mib is {}; only machines of the sandboxer \"microvm\" have a balloon to grow by",
+                self.max_memory_mib
+            ));
+        }
         match self.annotations.iter().find(|annotation| !ANNOTATIONS.contains(&annotation.as_str())) {
             Some(unknown) => {
                 Err(format!("runtimes.{name}.annotations has {unknown:?}; there are {}", ANNOTATIONS.join(", ")))
@@ -280,6 +294,8 @@ mod tests {
 
     #[test]
     fn a_handler_allows_only_what_exists() {
+        let handler = RuntimeHandlerConfig { max_memory_mib: 512, ..RuntimeHandlerConfig::qemu() };
+        assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.max_memory_mib is 512; only"));
         let handler = RuntimeHandlerConfig { annotations: vec!["x".into()], ..RuntimeHandlerConfig::qemu() };
         assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.annotations has \"x\""));
     }

@@ -8,7 +8,6 @@ use bulkhead_proto::agent;
 use super::{Container, ContainerEvent, ContainerState, Exit};
 use crate::node::{Node, now_ns};
 use crate::sandbox::Live;
-use crate::sandboxer::Machine;
 
 /// A guest that does not answer in this time is left to the watcher of its machine.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,7 +40,7 @@ async fn output_end(live: &Live, id: &str) -> Option<Exit> {
     let end = match live.machine.wait_log(id).await {
         Ok(end) => end,
         // The connection may break while the process lives; another one asks the same question again.
-        Err(_) => Machine::reconnect(live.machine.paths().clone()).await?.wait_log(id).await.ok()?,
+        Err(_) => live.machine.again().await?.wait_log(id).await.ok()?,
     };
     if end.lost_bytes > 0 {
         tracing::warn!(container = id, bytes = end.lost_bytes, "log lines were lost: the log's disk is full");

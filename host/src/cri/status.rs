@@ -29,7 +29,9 @@ impl From<SandboxError> for Status {
             SandboxError::Lookup(lookup) => return lookup.clone().into(),
             SandboxError::Invalid(_) | SandboxError::UnknownHandler { .. } => Code::InvalidArgument,
             SandboxError::Exists { .. } => Code::AlreadyExists,
-            SandboxError::NotReady { .. } | SandboxError::State(_) => Code::FailedPrecondition,
+            SandboxError::NotReady { .. } | SandboxError::OtherRelease { .. } | SandboxError::State(_) => {
+                Code::FailedPrecondition
+            }
             SandboxError::Step { .. } | SandboxError::Store(_) | SandboxError::Interrupted { .. } => Code::Internal,
         };
         of(code, &error)

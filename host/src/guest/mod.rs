@@ -10,6 +10,8 @@ use tokio::net::UnixStream;
 
 pub mod stdio;
 
+use crate::version::{self, Speaker, VersionError};
+
 /// Longest wait for the guest to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an answer to an ordinary request; the kubelet gives up after two minutes.
@@ -31,6 +33,8 @@ pub enum GuestError {
     Protocol { request: &'static str, detail: String },
     #[error("the agent says: {0}")]
     Stream(String),
+    #[error(transparent)]
+    Version(#[from] VersionError),
 }
 
 impl GuestError {
@@ -80,7 +84,7 @@ pub async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, GuestError> 
             }
             answer.push(byte[0]);
         }
-        Ok((stream, answer))
+        Ok::<_, GuestError>((stream, answer))
     };
     let (stream, answer) = tokio::time::timeout(CONNECT_TIMEOUT, attempt)
         .await
@@ -141,6 +145,11 @@ impl Agent {
         let socket = ttrpc::r#async::transport::Socket::new(stream);
         let client = AgentClient::new(ttrpc::r#async::Client::new(socket));
         Ok(Self { client, vsock: vsock.to_owned() })
+    }
+
+    /// Whether this daemon can drive an agent that says it speaks this version.
+    pub fn check_version(theirs: u32) -> Result<(), GuestError> {
+        Ok(version::check(Speaker::Agent, theirs)?)
     }
 
     /// The socket that leads to the guest's ports.

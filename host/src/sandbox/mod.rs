@@ -3,6 +3,7 @@
 //! [`run()`] makes one, [`stop()`] releases what it holds, [`remove()`] forgets it, [`recover()`] picks up after a restart.
 
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use crate::guest::{Agent, GuestError};
 use crate::journaled::Journaled;
@@ -12,6 +13,8 @@ use crate::sandboxer::monitor::MonitorError;
 use crate::sandboxer::sizing::SizeError;
 use crate::serial::Serial;
 use crate::store::StoreError;
+use crate::version::VersionError;
+use bulkhead_proto::agent;
 
 mod native;
 pub mod record;
@@ -37,6 +40,9 @@ pub use state::{SandboxEvent, SandboxState};
 pub use stop::stop;
 pub use update::{containers_changed, update};
 
+/// The daemon's start waits so long for an agent to tell its version.
+const INFO_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Why a sandbox did not become what it should.
 #[derive(Debug, Clone, thiserror::Error)]
 #[allow(missing_docs)]
@@ -53,6 +59,8 @@ pub enum SandboxError {
     Exists { pod: String, id: String },
     #[error("sandbox {id} is {state:?}: {request} needs a ready one{}", end.as_ref().map(|e| format!(" ({e})")).unwrap_or_default())]
     NotReady { id: String, state: SandboxState, request: &'static str, end: Option<String> },
+    #[error("sandbox {id}: {request} is not possible: {source}")]
+    OtherRelease { id: String, request: &'static str, source: VersionError },
     #[error("{step} of sandbox {id} failed")]
     Step { id: String, step: &'static str, source: Arc<dyn std::error::Error + Send + Sync> },
     #[error(transparent)]
@@ -109,6 +117,17 @@ impl Live {
         let agent = Agent::connect(&machine.paths().vsock()).await?;
         Ok(Self { machine, agent, shares_host: record.shares_host() })
     }
+
+    /// [`Self::connect`] to an agent that another release may have started.
+    pub async fn connect_again(machine: Machine, record: &SandboxRecord) -> Result<Self, GuestError> {
+        let live = Self::connect(machine, record).await?;
+        let asked = tokio::time::timeout(INFO_PATIENCE, live.agent.info(agent::InfoRequest::new())).await;
+        // One that hangs is no reason to end its pod.
+        if let Ok(Ok(info)) = asked {
+            Agent::check_version(info.protocol_version)?;
+        }
+        Ok(live)
+    }
 }
 
 /// One pod sandbox.
@@ -122,7 +141,19 @@ pub struct Sandbox {
     pub operations: Serial,
     /// Its resource use, as last read.
     pub stats: stats::Sampler,
-    live: RwLock<Option<Live>>,
+    live: RwLock<Link>,
+}
+
+/// The way to a sandbox's processes.
+#[derive(Debug, Clone, Default)]
+enum Link {
+    /// There are none, or not yet.
+    #[default]
+    None,
+    /// They can be asked.
+    Live(Live),
+    /// They run, and are of a release that this daemon does not know.
+    Foreign(VersionError),
 }
 
 impl Registered for Sandbox {
@@ -147,7 +178,10 @@ impl Sandbox {
         let live = self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let record = self.record.get();
         match live {
-            Some(live) if matches!(record.state, SandboxState::Ready | SandboxState::Creating) => Ok(live),
+            Link::Live(live) if matches!(record.state, SandboxState::Ready | SandboxState::Creating) => Ok(live),
+            Link::Foreign(source) if record.state == SandboxState::Ready => {
+                Err(SandboxError::OtherRelease { id: self.id.clone(), request, source })
+            }
             _ => Err(SandboxError::NotReady {
                 id: self.id.clone(),
                 state: record.state,
@@ -158,7 +192,11 @@ impl Sandbox {
     }
 
     fn set_live(&self, live: Option<Live>) {
-        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = live;
+        self.set_link(live.map_or(Link::None, Link::Live));
+    }
+
+    fn set_link(&self, link: Link) {
+        *self.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = link;
     }
 
     /// Takes an event: durable first, visible then.

@@ -136,7 +136,13 @@ impl SandboxRecord {
 /// A sandbox's run directory.
 #[must_use]
 pub fn run_dir(config: &Config, id: &str) -> PathBuf {
-    config.daemon.run.join("sandboxes").join(id)
+    sandboxes_dir(config).join(id)
+}
+
+/// Where the run directories of all sandboxes are.
+#[must_use]
+pub fn sandboxes_dir(config: &Config) -> PathBuf {
+    config.daemon.run.join("sandboxes")
 }
 
 /// Where a sandbox's network namespace is bound.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::state::SandboxEvent;
-use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, release, remove, stop, watch};
+use super::{Link, Live, Sandbox, SandboxError, SandboxRecord, SandboxState, release, remove, stop, watch};
 use crate::container;
+use crate::guest::GuestError;
 use crate::journaled::Journaled;
 use crate::node::Node;
 use crate::sandboxer::Machine;
 use crate::store::Kind;
+use crate::version::VersionError;
 
 /// Loads every sandbox of the journal. Called once, before the first request and after the containers were loaded.
 pub async fn recover(node: &Arc<Node>) -> Result<(), SandboxError> {
@@ -61,9 +63,15 @@ async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxE
     let paths = record.paths(&node.config);
     let mut silent = None;
     let found = match Machine::reconnect(paths.clone()).await {
-        Some(machine) if record.boot_id == node.boot_id => {
-            Live::connect(machine, &record).await.map_err(|error| silent = Some(crate::error_text(&error))).ok()
-        }
+        Ok(Some(machine)) if record.boot_id == node.boot_id => match Live::connect_again(machine, &record).await {
+            Ok(live) => Some(live),
+            Err(GuestError::Version(foreign)) => return leave(sandbox, foreign),
+            Err(error) => {
+                silent = Some(crate::error_text(&error));
+                None
+            }
+        },
+        Err(foreign) if record.boot_id == node.boot_id => return leave(sandbox, foreign),
         _ => None,
     };
     match found {
@@ -85,6 +93,13 @@ async fn resume(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxE
             watch::machine_ended(node, sandbox, why).await;
         }
     }
+    Ok(())
+}
+
+/// Nothing is done to a pod that a newer release made, before an older daemon took over: its users lose nothing by waiting.
+fn leave(sandbox: &Sandbox, foreign: VersionError) -> Result<(), SandboxError> {
+    tracing::error!(sandbox = %sandbox.id, "{foreign}");
+    sandbox.set_link(Link::Foreign(foreign));
     Ok(())
 }
 

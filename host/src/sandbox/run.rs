@@ -10,6 +10,7 @@ use bulkhead_proto::{agent, cri};
 use super::state::SandboxEvent;
 use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, native, record, release, size, validate, watch};
 use crate::config::{RuntimeHandlerConfig, SandboxerKind};
+use crate::guest::Agent;
 use crate::journaled::Journaled;
 use crate::network::{NetworkRequest, PodNetworkState};
 use crate::node::{Node, new_id, now_ns};
@@ -144,7 +145,11 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxEr
     }
     let (live, network) = made?;
     let order = configuration(&record, &network);
-    live.agent.configure_sandbox(order).await.map_err(SandboxError::step(id, "configuration of the guest"))?;
+    let configured = live.agent.configure_sandbox(order).await.and_then(|answer| {
+        Agent::check_version(answer.protocol_version)?;
+        Ok(answer)
+    });
+    configured.map_err(SandboxError::step(id, "configuration of the guest"))?;
     sandbox.set_live(Some(live));
     sandbox
         .record
@@ -202,9 +207,11 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
         initramfs: either(&handler.initramfs, &node.config.guest.initramfs),
         kernel_arguments: monitor::kernel_arguments(handler, &node.abilities, &size),
         vcpus: size.max_vcpus,
-        memory_mib: size.memory_mib,
+        memory_mib: size.made_memory_mib(),
+        balloon_mib: size.made_memory_mib() - size.memory_mib,
         tap,
         scratch: Some(scratch),
+        debug_console: handler.debug_console,
         user: record.user,
         limits: handler.device_limits(),
         cgroup,

@@ -43,8 +43,9 @@ async fn update_now(
     }
     let (sizing, wanted) = sizes(node, &record)?;
     let made = sizing.made;
-    if wanted.memory_mib > made.memory_mib {
-        return Err(SizeError::CannotGrow { wanted_mib: wanted.memory_mib, made_mib: made.memory_mib }.into());
+    if wanted.memory_mib > made.made_memory_mib() {
+        let (wanted_mib, made_mib) = (wanted.memory_mib, made.made_memory_mib());
+        return Err(SizeError::CannotGrow { wanted_mib, made_mib }.into());
     }
     if wanted.memory_mib != sizing.now.memory_mib {
         let failed = SandboxError::step(&sandbox.id, "change of memory");
@@ -73,7 +74,8 @@ fn sizes(node: &Node, record: &SandboxRecord) -> Result<(Sizing, Size), SandboxE
     let monitor = monitor::choose(&record.runtime_handler, handler, &node.abilities)?;
     let wanted = size::of(node, record, &monitor)?;
     // A machine of a daemon that did not size pods was made as its handler says.
-    let old = Size { vcpus: handler.vcpus, max_vcpus: handler.vcpus, memory_mib: handler.memory_mib };
+    let (vcpus, memory_mib) = (handler.vcpus, handler.memory_mib);
+    let old = Size { vcpus, max_vcpus: vcpus, memory_mib, max_memory_mib: memory_mib };
     Ok((record.sizing.unwrap_or(Sizing { made: old, now: old }), wanted))
 }
 

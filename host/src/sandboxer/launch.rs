@@ -46,10 +46,14 @@ pub struct Plan {
     pub vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// What the balloon holds of it from boot on, in MiB.
+    pub balloon_mib: u64,
     /// The queues of the pod's tap; a pod without a machine has none.
     pub tap: Vec<OwnedFd>,
     /// The scratch drive's file, open for reading and writing; a pod without a machine has none.
     pub scratch: Option<File>,
+    /// The guest's console takes input.
+    pub debug_console: bool,
     /// User and group that the process is jailed as; `None` for a monitor that has no jail.
     pub user: Option<u32>,
     /// How much its devices may move.
@@ -160,10 +164,12 @@ fn orders<'a>(plan: &'a Plan, cgroup: Option<BorrowedFd<'a>>) -> (Launch, Vec<Bo
         kernel_arguments: plan.kernel_arguments.clone(),
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
+        balloon_mib: plan.balloon_mib,
         taps,
         scratch_drive: scratch,
         file_server: plan.file_server.clone(),
         cgroup,
+        debug_console: plan.debug_console,
         jail: plan.user.map(|id| JailUser { uid: id, gid: id }),
         limits: plan.limits,
     };

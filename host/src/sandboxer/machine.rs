@@ -13,6 +13,7 @@ use super::death::Death;
 use super::{MachineError, MachinePaths};
 use crate::sys::descriptors::{DeliverError, deliver};
 use crate::sys::process::Process;
+use crate::version::{self, Speaker, VersionError};
 
 /// Ordinary requests are answered from memory; only a broken process takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -90,32 +91,39 @@ impl Machine {
 
     /// The same machine by a new connection; `None` when it is gone.
     pub async fn again(&self) -> Option<Self> {
-        let again = Self::reconnect(self.paths.clone()).await?;
+        // Its version was looked at before.
+        let again = Self::reconnect(self.paths.clone()).await.ok()??;
         Some(Self { death: self.death.clone(), ..again })
     }
 
     /// Finds a machine again after a restart of the daemon; `None` when it is gone, or silent for [`RECONNECT_PATIENCE`].
-    pub async fn reconnect(paths: MachinePaths) -> Option<Self> {
+    ///
+    /// # Errors
+    /// When it runs, but its `bulkhead-vmm` is of a release that this daemon does not know.
+    pub async fn reconnect(paths: MachinePaths) -> Result<Option<Self>, VersionError> {
         let end = tokio::time::Instant::now() + RECONNECT_PATIENCE;
         loop {
             match Self::connect(paths.clone()).await {
                 Ok(machine) => {
                     let context = ttrpc::context::with_duration(INFO_TIMEOUT);
                     if let Ok(info) = machine.client.info(context, &vmm::InfoRequest::new()).await {
-                        return (info.state.enum_value() != Ok(vmm::VmState::VM_STATE_EXITED)).then_some(machine);
+                        if info.state.enum_value() == Ok(vmm::VmState::VM_STATE_EXITED) {
+                            return Ok(None);
+                        }
+                        return version::check(Speaker::Vmm, info.protocol_version).map(|()| Some(machine));
                     }
                 }
                 // Nobody listens there any more.
                 Err(MachineError::Connect { source, .. })
                     if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
                 {
-                    return None;
+                    return Ok(None);
                 }
                 // Out of descriptors, or a full backlog: what cannot be known is no end.
                 Err(_) => {}
             }
             if tokio::time::Instant::now() >= end {
-                return None;
+                return Ok(None);
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
@@ -261,6 +269,14 @@ impl Machine {
         Ok(())
     }
 
+    /// Copies the guest's console to a stream socket; whether what comes from there is typed on it.
+    pub async fn open_console(&self, socket: &UnixStream) -> Result<bool, MachineError> {
+        let (token, _held) = self.send_descriptor(socket).await?;
+        let request = vmm::OpenConsoleRequest { descriptor_token: token, ..Default::default() };
+        let answer = self.client.open_console(limit(), &request).await.map_err(|e| failed("open the console", e))?;
+        Ok(answer.takes_input)
+    }
+
     /// Orders the machine's end.
     pub async fn shutdown(&self) -> Result<(), MachineError> {
         match self.client.shutdown(limit(), &vmm::ShutdownRequest::new()).await {
@@ -313,5 +329,50 @@ fn failed(request: &'static str, error: ttrpc::Error) -> MachineError {
     match error {
         ttrpc::Error::RpcStatus(status) => MachineError::Refused { request, message: status.message },
         other => MachineError::Broken { request, message: other.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use bulkhead_proto::vmm_ttrpc::{Vmm, create_vmm};
+
+    /// A `bulkhead-vmm` of a release that is not written yet.
+    struct Other(u32);
+
+    #[async_trait::async_trait]
+    impl Vmm for Other {
+        async fn info(
+            &self,
+            _: &ttrpc::r#async::TtrpcContext,
+            _: vmm::InfoRequest,
+        ) -> ttrpc::Result<vmm::InfoResponse> {
+            let state = vmm::VmState::VM_STATE_READY.into();
+            Ok(vmm::InfoResponse { protocol_version: self.0, state, ..Default::default() })
+        }
+    }
+
+    #[tokio::test]
+    async fn older_processes_are_driven_and_newer_ones_left_alone() {
+        for (version, driven) in [(0, true), (launch::PROTOCOL_VERSION, true), (launch::PROTOCOL_VERSION + 1, false)] {
+            let directory = tempfile::tempdir().unwrap();
+            let paths = MachinePaths::new(directory.path().into());
+            let listener = std::os::unix::net::UnixListener::bind(paths.control()).unwrap();
+            let listener = ttrpc::r#async::transport::Listener::try_from(listener).unwrap();
+            let mut server = ttrpc::r#async::Server::new()
+                .add_listener(listener)
+                .register_service(create_vmm(Arc::new(Other(version))));
+            server.start().await.unwrap();
+            let found = Machine::reconnect(paths.clone()).await;
+            assert_eq!(found.as_ref().is_ok_and(Option::is_some), driven, "{version}: {found:?}");
+            if let Err(error) = found {
+                assert!(error.to_string().contains("the pod runs on"), "{error}");
+            }
+            // It was asked for nothing else, and answers still.
+            assert!(Machine::connect(paths).await.is_ok());
+            server.shutdown().await.unwrap();
+        }
     }
 }

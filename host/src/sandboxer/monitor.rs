@@ -38,6 +38,9 @@ pub fn kernel_arguments(config: &RuntimeHandlerConfig, host: &HostAbilities, siz
             arguments.push("noreplace-smp".to_owned());
         }
     }
+    if config.debug_console {
+        arguments.push("bulkhead.debug_shell".to_owned());
+    }
     arguments.push(config.kernel_arguments.clone());
     arguments.join(" ").trim().to_owned()
 }
@@ -123,10 +126,13 @@ mod tests {
     fn only_emulated_guests_are_told_the_counters_frequency() {
         let mut config = RuntimeHandlerConfig { kernel_arguments: "debug".into(), ..RuntimeHandlerConfig::qemu() };
         let mut host = host(false);
-        let mut size = Size { vcpus: 1, max_vcpus: 1, memory_mib: 256 };
+        let mut size = Size { vcpus: 1, max_vcpus: 1, memory_mib: 256, max_memory_mib: 256 };
         assert_eq!(kernel_arguments(&config, &host, &size), "tsc_early_khz=2000000 noreplace-smp debug");
         size.max_vcpus = 2;
         assert_eq!(kernel_arguments(&config, &host, &size), "maxcpus=1 tsc_early_khz=2000000 noreplace-smp debug");
+        config.debug_console = true;
+        assert!(kernel_arguments(&config, &host, &size).contains(" bulkhead.debug_shell debug"));
+        config.debug_console = false;
         size.vcpus = 2;
         assert_eq!(kernel_arguments(&config, &host, &size), "tsc_early_khz=2000000 debug");
         host.kvm = true;

@@ -28,6 +28,17 @@ pub struct Size {
     pub max_vcpus: u32,
     /// Guest memory in MiB.
     pub memory_mib: u64,
+    /// Memory that it can be given while it runs; 0, as in records of older daemons, is no more than `memory_mib`.
+    #[serde(default)]
+    pub max_memory_mib: u64,
+}
+
+impl Size {
+    /// Memory that the machine is made with; what is more than `memory_mib` its balloon holds.
+    #[must_use]
+    pub fn made_memory_mib(&self) -> u64 {
+        self.max_memory_mib.max(self.memory_mib)
+    }
 }
 
 /// A machine's size over its life.
@@ -62,7 +73,7 @@ pub enum SizeError {
     },
     /// The machine was made for less.
     #[error(
-        "the pod shall have {wanted_mib} MiB, but its machine was made with {made_mib} MiB of memory and cannot grow; make the pod anew for more"
+        "the pod shall have {wanted_mib} MiB, but its machine was made with {made_mib} MiB of memory and cannot grow; make the pod anew for more, or set max_memory_mib of its runtime handler for pods that shall grow"
     )]
     CannotGrow {
         /// That was asked for.
@@ -122,7 +133,8 @@ impl Demand<'_> {
     pub fn size(&self) -> Result<Size, SizeError> {
         let vcpus = self.vcpus();
         let max_vcpus = self.config.max_vcpus.min(self.host_cpus).max(vcpus);
-        Ok(Size { vcpus, max_vcpus, memory_mib: self.memory_mib()? })
+        let memory_mib = self.memory_mib()?;
+        Ok(Size { vcpus, max_vcpus, memory_mib, max_memory_mib: self.config.max_memory_mib.max(memory_mib) })
     }
 
     fn vcpus(&self) -> u32 {
@@ -222,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_says_nothing_gets_the_default() {
-        let default = Size { vcpus: 1, max_vcpus: 4, memory_mib: 256 };
+        let default = Size { vcpus: 1, max_vcpus: 4, memory_mib: 256, max_memory_mib: 256 };
         assert_eq!(size(None, None, CgroupLimit::Unknown), Ok(default));
         assert_eq!(size(Some((0, 0)), Some((50_000, 64)), CgroupLimit::None), Ok(default));
     }
@@ -248,6 +260,23 @@ mod tests {
         assert_eq!(memory(None, mib(300)), Ok(140));
         // One container of several has a limit.
         assert_eq!(memory(Some((0, 512)), CgroupLimit::None), Ok(512 + 256 - 160));
+    }
+
+    #[test]
+    fn room_to_grow_is_what_the_handler_has_beyond_the_pods_own() {
+        let made = |max_memory_mib| {
+            let config = RuntimeHandlerConfig { max_memory_mib, ..RuntimeHandlerConfig::microvm() };
+            let linux = LinuxPodSandboxConfig { resources: Some(resources(0, 512)), ..Default::default() };
+            let (monitor, cgroup) = (Monitor::Microvm {}, CgroupLimit::Unknown);
+            let linux = Some(&linux);
+            let demand = Demand { handler: "m", config: &config, monitor: &monitor, linux, cgroup, host_cpus: 8 };
+            demand.size().map(|size| (size.memory_mib, size.made_memory_mib()))
+        };
+        assert_eq!(made(0), Ok((488, 488)));
+        assert_eq!(made(100), Ok((488, 488)));
+        assert_eq!(made(2048), Ok((488, 2048)));
+        let old: Size = serde_json::from_str(r#"{"vcpus":1,"max_vcpus":2,"memory_mib":300}"#).unwrap();
+        assert_eq!(old.made_memory_mib(), 300);
     }
 
     #[test]

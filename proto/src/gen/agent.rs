@@ -143,6 +143,8 @@ pub struct InfoResponse {
     pub boot_us: u64,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.InfoResponse.cgroup_controllers)
     pub cgroup_controllers: ::std::vec::Vec<::std::string::String>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.InfoResponse.protocol_version)
+    pub protocol_version: u32,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.InfoResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -160,7 +162,7 @@ impl InfoResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(6);
+        let mut fields = ::std::vec::Vec::with_capacity(7);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "agent_version",
@@ -191,6 +193,11 @@ impl InfoResponse {
             "cgroup_controllers",
             |m: &InfoResponse| { &m.cgroup_controllers },
             |m: &mut InfoResponse| { &mut m.cgroup_controllers },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "protocol_version",
+            |m: &InfoResponse| { &m.protocol_version },
+            |m: &mut InfoResponse| { &mut m.protocol_version },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<InfoResponse>(
             "InfoResponse",
@@ -228,6 +235,9 @@ impl ::protobuf::Message for InfoResponse {
                 50 => {
                     self.cgroup_controllers.push(is.read_string()?);
                 },
+                56 => {
+                    self.protocol_version = is.read_uint32()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -258,6 +268,9 @@ impl ::protobuf::Message for InfoResponse {
         for value in &self.cgroup_controllers {
             my_size += ::protobuf::rt::string_size(6, &value);
         };
+        if self.protocol_version != 0 {
+            my_size += ::protobuf::rt::uint32_size(7, self.protocol_version);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -282,6 +295,9 @@ impl ::protobuf::Message for InfoResponse {
         for v in &self.cgroup_controllers {
             os.write_string(6, &v)?;
         };
+        if self.protocol_version != 0 {
+            os.write_uint32(7, self.protocol_version)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -305,6 +321,7 @@ impl ::protobuf::Message for InfoResponse {
         self.cpus_online = 0;
         self.boot_us = 0;
         self.cgroup_controllers.clear();
+        self.protocol_version = 0;
         self.special_fields.clear();
     }
 
@@ -316,6 +333,7 @@ impl ::protobuf::Message for InfoResponse {
             cpus_online: 0,
             boot_us: 0,
             cgroup_controllers: ::std::vec::Vec::new(),
+            protocol_version: 0,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -672,6 +690,9 @@ impl ::protobuf::reflect::ProtobufValue for ConfigureSandboxRequest {
 // @@protoc_insertion_point(message:bulkhead.agent.v1.ConfigureSandboxResponse)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct ConfigureSandboxResponse {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxResponse.protocol_version)
+    pub protocol_version: u32,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ConfigureSandboxResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -689,8 +710,13 @@ impl ConfigureSandboxResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(0);
+        let mut fields = ::std::vec::Vec::with_capacity(1);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "protocol_version",
+            |m: &ConfigureSandboxResponse| { &m.protocol_version },
+            |m: &mut ConfigureSandboxResponse| { &mut m.protocol_version },
+        ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ConfigureSandboxResponse>(
             "ConfigureSandboxResponse",
             fields,
@@ -709,6 +735,9 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
     fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
         while let Some(tag) = is.read_raw_tag_or_eof()? {
             match tag {
+                8 => {
+                    self.protocol_version = is.read_uint32()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -721,12 +750,18 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
     #[allow(unused_variables)]
     fn compute_size(&self) -> u64 {
         let mut my_size = 0;
+        if self.protocol_version != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.protocol_version);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
     }
 
     fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.protocol_version != 0 {
+            os.write_uint32(1, self.protocol_version)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -744,11 +779,13 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
     }
 
     fn clear(&mut self) {
+        self.protocol_version = 0;
         self.special_fields.clear();
     }
 
     fn default_instance() -> &'static ConfigureSandboxResponse {
         static instance: ConfigureSandboxResponse = ConfigureSandboxResponse {
+            protocol_version: 0,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -10925,49 +10962,51 @@ impl PidMode {
 }
 
 static file_descriptor_proto_data: &'static [u8] = b"\
-    \n\x0bagent.proto\x12\x11bulkhead.agent.v1\"\r\n\x0bInfoRequest\"\xf1\
-    \x01\n\x0cInfoResponse\x12#\n\ragent_version\x18\x01\x20\x01(\tR\x0cagen\
+    \n\x0bagent.proto\x12\x11bulkhead.agent.v1\"\r\n\x0bInfoRequest\"\x9c\
+    \x02\n\x0cInfoResponse\x12#\n\ragent_version\x18\x01\x20\x01(\tR\x0cagen\
     tVersion\x12%\n\x0ekernel_release\x18\x02\x20\x01(\tR\rkernelRelease\x12\
     ,\n\x12memory_total_bytes\x18\x03\x20\x01(\x04R\x10memoryTotalBytes\x12\
     \x1f\n\x0bcpus_online\x18\x04\x20\x01(\rR\ncpusOnline\x12\x17\n\x07boot_\
     us\x18\x05\x20\x01(\x04R\x06bootUs\x12-\n\x12cgroup_controllers\x18\x06\
-    \x20\x03(\tR\x11cgroupControllers\"\xd7\x04\n\x17ConfigureSandboxRequest\
-    \x12\x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08hostn\
-    ame\x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\
-    \x0b2\x1c.bulkhead.agent.v1.InterfaceR\ninterfaces\x120\n\x06routes\x18\
-    \x04\x20\x03(\x0b2\x18.bulkhead.agent.v1.RouteR\x06routes\x12<\n\nneighb\
-    ours\x18\x05\x20\x03(\x0b2\x1c.bulkhead.agent.v1.NeighbourR\nneighbours\
-    \x12\x1f\n\x0bresolv_conf\x18\x06\x20\x01(\tR\nresolvConf\x12\x1b\n\tetc\
-    _hosts\x18\x07\x20\x01(\tR\x08etcHosts\x12Q\n\x07sysctls\x18\x08\x20\x03\
-    (\x0b27.bulkhead.agent.v1.ConfigureSandboxRequest.SysctlsEntryR\x07sysct\
-    ls\x12$\n\x0eshm_size_bytes\x18\t\x20\x01(\x04R\x0cshmSizeBytes\x12*\n\
+    \x20\x03(\tR\x11cgroupControllers\x12)\n\x10protocol_version\x18\x07\x20\
+    \x01(\rR\x0fprotocolVersion\"\xd7\x04\n\x17ConfigureSandboxRequest\x12\
+    \x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08hostname\
+    \x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\x0b\
+    2\x1c.bulkhead.agent.v1.InterfaceR\ninterfaces\x120\n\x06routes\x18\x04\
+    \x20\x03(\x0b2\x18.bulkhead.agent.v1.RouteR\x06routes\x12<\n\nneighbours\
+    \x18\x05\x20\x03(\x0b2\x1c.bulkhead.agent.v1.NeighbourR\nneighbours\x12\
+    \x1f\n\x0bresolv_conf\x18\x06\x20\x01(\tR\nresolvConf\x12\x1b\n\tetc_hos\
+    ts\x18\x07\x20\x01(\tR\x08etcHosts\x12Q\n\x07sysctls\x18\x08\x20\x03(\
+    \x0b27.bulkhead.agent.v1.ConfigureSandboxRequest.SysctlsEntryR\x07sysctl\
+    s\x12$\n\x0eshm_size_bytes\x18\t\x20\x01(\x04R\x0cshmSizeBytes\x12*\n\
     \x11has_scratch_drive\x18\n\x20\x01(\x08R\x0fhasScratchDrive\x12\x19\n\
     \x08host_ipc\x18\x0b\x20\x01(\x08R\x07hostIpc\x12\x19\n\x08host_uts\x18\
     \x0c\x20\x01(\x08R\x07hostUts\x1a:\n\x0cSysctlsEntry\x12\x10\n\x03key\
     \x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05value\x18\x02\x20\x01(\tR\x05va\
-    lue:\x028\x01\"\x1a\n\x18ConfigureSandboxResponse\"\x84\x01\n\tInterface\
-    \x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x10\n\x03mac\x18\x02\
-    \x20\x01(\tR\x03mac\x12\x10\n\x03mtu\x18\x03\x20\x01(\rR\x03mtu\x12\x1c\
-    \n\taddresses\x18\x04\x20\x03(\tR\taddresses\x12!\n\x0cdevice_index\x18\
-    \x05\x20\x01(\rR\x0bdeviceIndex\"\xa1\x01\n\x05Route\x12\x20\n\x0bdestin\
-    ation\x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\x07gateway\x18\x02\
-    \x20\x01(\tR\x07gateway\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\tinterf\
-    ace\x12\x14\n\x05scope\x18\x04\x20\x01(\rR\x05scope\x12\x16\n\x06metric\
-    \x18\x05\x20\x01(\rR\x06metric\x12\x10\n\x03mtu\x18\x06\x20\x01(\rR\x03m\
-    tu\"U\n\tNeighbour\x12\x18\n\x07address\x18\x01\x20\x01(\tR\x07address\
-    \x12\x10\n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x1c\n\tinterface\x18\
-    \x03\x20\x01(\tR\tinterface\"{\n\x0bImageExtent\x12\x19\n\x08image_id\
-    \x18\x01\x20\x01(\tR\x07imageId\x12!\n\x0cstart_sector\x18\x02\x20\x01(\
-    \x04R\x0bstartSector\x12\x18\n\x07sectors\x18\x03\x20\x01(\x04R\x07secto\
-    rs\x12\x14\n\x05files\x18\x04\x20\x03(\tR\x05files\"\x86\x01\n\x06Rootfs\
-    \x126\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtent\
-    H\0R\x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\
-    \x1a\n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\
-    \xc0\x03\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdest\
-    ination\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05t\
-    mpfs\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpf\
-    s\x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolum\
-    eH\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\
+    lue:\x028\x01\"E\n\x18ConfigureSandboxResponse\x12)\n\x10protocol_versio\
+    n\x18\x01\x20\x01(\rR\x0fprotocolVersion\"\x84\x01\n\tInterface\x12\x12\
+    \n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x10\n\x03mac\x18\x02\x20\x01(\
+    \tR\x03mac\x12\x10\n\x03mtu\x18\x03\x20\x01(\rR\x03mtu\x12\x1c\n\taddres\
+    ses\x18\x04\x20\x03(\tR\taddresses\x12!\n\x0cdevice_index\x18\x05\x20\
+    \x01(\rR\x0bdeviceIndex\"\xa1\x01\n\x05Route\x12\x20\n\x0bdestination\
+    \x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\x07gateway\x18\x02\x20\x01\
+    (\tR\x07gateway\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\tinterface\x12\
+    \x14\n\x05scope\x18\x04\x20\x01(\rR\x05scope\x12\x16\n\x06metric\x18\x05\
+    \x20\x01(\rR\x06metric\x12\x10\n\x03mtu\x18\x06\x20\x01(\rR\x03mtu\"U\n\
+    \tNeighbour\x12\x18\n\x07address\x18\x01\x20\x01(\tR\x07address\x12\x10\
+    \n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x1c\n\tinterface\x18\x03\x20\
+    \x01(\tR\tinterface\"{\n\x0bImageExtent\x12\x19\n\x08image_id\x18\x01\
+    \x20\x01(\tR\x07imageId\x12!\n\x0cstart_sector\x18\x02\x20\x01(\x04R\x0b\
+    startSector\x12\x18\n\x07sectors\x18\x03\x20\x01(\x04R\x07sectors\x12\
+    \x14\n\x05files\x18\x04\x20\x03(\tR\x05files\"\x86\x01\n\x06Rootfs\x126\
+    \n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtentH\0R\
+    \x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\x1a\
+    \n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\xc0\
+    \x03\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdestinat\
+    ion\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05tmpfs\
+    \x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpfs\
+    \x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolume\
+    H\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\
     \x12-\n\x12recursive_readonly\x18\x06\x20\x01(\x08R\x11recursiveReadonly\
     \x12@\n\x0bpropagation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1.Propa\
     gationR\x0bpropagation\x12\x17\n\x07no_suid\x18\x08\x20\x01(\x08R\x06noS\

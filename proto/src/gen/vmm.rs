@@ -3606,128 +3606,6 @@ impl ::protobuf::reflect::ProtobufValue for ResumeResponse {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
-// @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsRequest)
-#[derive(PartialEq,Clone,Default,Debug)]
-pub struct StatisticsRequest {
-    // message fields
-    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsRequest.processors)
-    pub processors: bool,
-    // special fields
-    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsRequest.special_fields)
-    pub special_fields: ::protobuf::SpecialFields,
-}
-
-impl<'a> ::std::default::Default for &'a StatisticsRequest {
-    fn default() -> &'a StatisticsRequest {
-        <StatisticsRequest as ::protobuf::Message>::default_instance()
-    }
-}
-
-impl StatisticsRequest {
-    pub fn new() -> StatisticsRequest {
-        ::std::default::Default::default()
-    }
-
-    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(1);
-        let mut oneofs = ::std::vec::Vec::with_capacity(0);
-        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
-            "processors",
-            |m: &StatisticsRequest| { &m.processors },
-            |m: &mut StatisticsRequest| { &mut m.processors },
-        ));
-        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsRequest>(
-            "StatisticsRequest",
-            fields,
-            oneofs,
-        )
-    }
-}
-
-impl ::protobuf::Message for StatisticsRequest {
-    const NAME: &'static str = "StatisticsRequest";
-
-    fn is_initialized(&self) -> bool {
-        true
-    }
-
-    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
-        while let Some(tag) = is.read_raw_tag_or_eof()? {
-            match tag {
-                8 => {
-                    self.processors = is.read_bool()?;
-                },
-                tag => {
-                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
-                },
-            };
-        }
-        ::std::result::Result::Ok(())
-    }
-
-    // Compute sizes of nested messages
-    #[allow(unused_variables)]
-    fn compute_size(&self) -> u64 {
-        let mut my_size = 0;
-        if self.processors != false {
-            my_size += 1 + 1;
-        }
-        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
-        self.special_fields.cached_size().set(my_size as u32);
-        my_size
-    }
-
-    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
-        if self.processors != false {
-            os.write_bool(1, self.processors)?;
-        }
-        os.write_unknown_fields(self.special_fields.unknown_fields())?;
-        ::std::result::Result::Ok(())
-    }
-
-    fn special_fields(&self) -> &::protobuf::SpecialFields {
-        &self.special_fields
-    }
-
-    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
-        &mut self.special_fields
-    }
-
-    fn new() -> StatisticsRequest {
-        StatisticsRequest::new()
-    }
-
-    fn clear(&mut self) {
-        self.processors = false;
-        self.special_fields.clear();
-    }
-
-    fn default_instance() -> &'static StatisticsRequest {
-        static instance: StatisticsRequest = StatisticsRequest {
-            processors: false,
-            special_fields: ::protobuf::SpecialFields::new(),
-        };
-        &instance
-    }
-}
-
-impl ::protobuf::MessageFull for StatisticsRequest {
-    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
-        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
-        descriptor.get(|| file_descriptor().message_by_package_relative_name("StatisticsRequest").unwrap()).clone()
-    }
-}
-
-impl ::std::fmt::Display for StatisticsRequest {
-    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
-        ::protobuf::text_format::fmt(self, f)
-    }
-}
-
-impl ::protobuf::reflect::ProtobufValue for StatisticsRequest {
-    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
-}
-
 // @@protoc_insertion_point(message:bulkhead.vmm.v1.ResizeRequest)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct ResizeRequest {
@@ -3953,6 +3831,372 @@ impl ::protobuf::reflect::ProtobufValue for ResizeResponse {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.OpenConsoleRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct OpenConsoleRequest {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.OpenConsoleRequest.descriptor_token)
+    pub descriptor_token: ::std::string::String,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.OpenConsoleRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a OpenConsoleRequest {
+    fn default() -> &'a OpenConsoleRequest {
+        <OpenConsoleRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl OpenConsoleRequest {
+    pub fn new() -> OpenConsoleRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "descriptor_token",
+            |m: &OpenConsoleRequest| { &m.descriptor_token },
+            |m: &mut OpenConsoleRequest| { &mut m.descriptor_token },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<OpenConsoleRequest>(
+            "OpenConsoleRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for OpenConsoleRequest {
+    const NAME: &'static str = "OpenConsoleRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    self.descriptor_token = is.read_string()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if !self.descriptor_token.is_empty() {
+            my_size += ::protobuf::rt::string_size(1, &self.descriptor_token);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if !self.descriptor_token.is_empty() {
+            os.write_string(1, &self.descriptor_token)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> OpenConsoleRequest {
+        OpenConsoleRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.descriptor_token.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static OpenConsoleRequest {
+        static instance: OpenConsoleRequest = OpenConsoleRequest {
+            descriptor_token: ::std::string::String::new(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for OpenConsoleRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("OpenConsoleRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for OpenConsoleRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for OpenConsoleRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.OpenConsoleResponse)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct OpenConsoleResponse {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.OpenConsoleResponse.takes_input)
+    pub takes_input: bool,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.OpenConsoleResponse.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a OpenConsoleResponse {
+    fn default() -> &'a OpenConsoleResponse {
+        <OpenConsoleResponse as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl OpenConsoleResponse {
+    pub fn new() -> OpenConsoleResponse {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "takes_input",
+            |m: &OpenConsoleResponse| { &m.takes_input },
+            |m: &mut OpenConsoleResponse| { &mut m.takes_input },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<OpenConsoleResponse>(
+            "OpenConsoleResponse",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for OpenConsoleResponse {
+    const NAME: &'static str = "OpenConsoleResponse";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.takes_input = is.read_bool()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.takes_input != false {
+            my_size += 1 + 1;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.takes_input != false {
+            os.write_bool(1, self.takes_input)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> OpenConsoleResponse {
+        OpenConsoleResponse::new()
+    }
+
+    fn clear(&mut self) {
+        self.takes_input = false;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static OpenConsoleResponse {
+        static instance: OpenConsoleResponse = OpenConsoleResponse {
+            takes_input: false,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for OpenConsoleResponse {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("OpenConsoleResponse").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for OpenConsoleResponse {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for OpenConsoleResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsRequest)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct StatisticsRequest {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsRequest.processors)
+    pub processors: bool,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsRequest.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a StatisticsRequest {
+    fn default() -> &'a StatisticsRequest {
+        <StatisticsRequest as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl StatisticsRequest {
+    pub fn new() -> StatisticsRequest {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "processors",
+            |m: &StatisticsRequest| { &m.processors },
+            |m: &mut StatisticsRequest| { &mut m.processors },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsRequest>(
+            "StatisticsRequest",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for StatisticsRequest {
+    const NAME: &'static str = "StatisticsRequest";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.processors = is.read_bool()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.processors != false {
+            my_size += 1 + 1;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.processors != false {
+            os.write_bool(1, self.processors)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> StatisticsRequest {
+        StatisticsRequest::new()
+    }
+
+    fn clear(&mut self) {
+        self.processors = false;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static StatisticsRequest {
+        static instance: StatisticsRequest = StatisticsRequest {
+            processors: false,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for StatisticsRequest {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("StatisticsRequest").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for StatisticsRequest {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for StatisticsRequest {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
 // @@protoc_insertion_point(message:bulkhead.vmm.v1.StatisticsResponse)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct StatisticsResponse {
@@ -3973,6 +4217,22 @@ pub struct StatisticsResponse {
     pub paused: bool,
     // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.processors)
     pub processors: ::std::vec::Vec<Processor>,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.minor_faults)
+    pub minor_faults: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.major_faults)
+    pub major_faults: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.network_rx_bytes)
+    pub network_rx_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.network_tx_bytes)
+    pub network_tx_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.guest_memory_bytes)
+    pub guest_memory_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.balloon_target_bytes)
+    pub balloon_target_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.balloon_bytes)
+    pub balloon_bytes: u64,
+    // @@protoc_insertion_point(field:bulkhead.vmm.v1.StatisticsResponse.exits)
+    pub exits: ::std::vec::Vec<ExitCount>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.vmm.v1.StatisticsResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -3990,7 +4250,7 @@ impl StatisticsResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(8);
+        let mut fields = ::std::vec::Vec::with_capacity(16);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "vmm_memory_bytes",
@@ -4031,6 +4291,46 @@ impl StatisticsResponse {
             "processors",
             |m: &StatisticsResponse| { &m.processors },
             |m: &mut StatisticsResponse| { &mut m.processors },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "minor_faults",
+            |m: &StatisticsResponse| { &m.minor_faults },
+            |m: &mut StatisticsResponse| { &mut m.minor_faults },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "major_faults",
+            |m: &StatisticsResponse| { &m.major_faults },
+            |m: &mut StatisticsResponse| { &mut m.major_faults },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "network_rx_bytes",
+            |m: &StatisticsResponse| { &m.network_rx_bytes },
+            |m: &mut StatisticsResponse| { &mut m.network_rx_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "network_tx_bytes",
+            |m: &StatisticsResponse| { &m.network_tx_bytes },
+            |m: &mut StatisticsResponse| { &mut m.network_tx_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "guest_memory_bytes",
+            |m: &StatisticsResponse| { &m.guest_memory_bytes },
+            |m: &mut StatisticsResponse| { &mut m.guest_memory_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "balloon_target_bytes",
+            |m: &StatisticsResponse| { &m.balloon_target_bytes },
+            |m: &mut StatisticsResponse| { &mut m.balloon_target_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "balloon_bytes",
+            |m: &StatisticsResponse| { &m.balloon_bytes },
+            |m: &mut StatisticsResponse| { &mut m.balloon_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "exits",
+            |m: &StatisticsResponse| { &m.exits },
+            |m: &mut StatisticsResponse| { &mut m.exits },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<StatisticsResponse>(
             "StatisticsResponse",
@@ -4074,6 +4374,30 @@ impl ::protobuf::Message for StatisticsResponse {
                 66 => {
                     self.processors.push(is.read_message()?);
                 },
+                72 => {
+                    self.minor_faults = is.read_uint64()?;
+                },
+                80 => {
+                    self.major_faults = is.read_uint64()?;
+                },
+                88 => {
+                    self.network_rx_bytes = is.read_uint64()?;
+                },
+                96 => {
+                    self.network_tx_bytes = is.read_uint64()?;
+                },
+                104 => {
+                    self.guest_memory_bytes = is.read_uint64()?;
+                },
+                112 => {
+                    self.balloon_target_bytes = is.read_uint64()?;
+                },
+                120 => {
+                    self.balloon_bytes = is.read_uint64()?;
+                },
+                130 => {
+                    self.exits.push(is.read_message()?);
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -4111,6 +4435,31 @@ impl ::protobuf::Message for StatisticsResponse {
             let len = value.compute_size();
             my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         };
+        if self.minor_faults != 0 {
+            my_size += ::protobuf::rt::uint64_size(9, self.minor_faults);
+        }
+        if self.major_faults != 0 {
+            my_size += ::protobuf::rt::uint64_size(10, self.major_faults);
+        }
+        if self.network_rx_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(11, self.network_rx_bytes);
+        }
+        if self.network_tx_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(12, self.network_tx_bytes);
+        }
+        if self.guest_memory_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(13, self.guest_memory_bytes);
+        }
+        if self.balloon_target_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(14, self.balloon_target_bytes);
+        }
+        if self.balloon_bytes != 0 {
+            my_size += ::protobuf::rt::uint64_size(15, self.balloon_bytes);
+        }
+        for value in &self.exits {
+            let len = value.compute_size();
+            my_size += 2 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        };
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -4141,6 +4490,30 @@ impl ::protobuf::Message for StatisticsResponse {
         for v in &self.processors {
             ::protobuf::rt::write_message_field_with_cached_size(8, v, os)?;
         };
+        if self.minor_faults != 0 {
+            os.write_uint64(9, self.minor_faults)?;
+        }
+        if self.major_faults != 0 {
+            os.write_uint64(10, self.major_faults)?;
+        }
+        if self.network_rx_bytes != 0 {
+            os.write_uint64(11, self.network_rx_bytes)?;
+        }
+        if self.network_tx_bytes != 0 {
+            os.write_uint64(12, self.network_tx_bytes)?;
+        }
+        if self.guest_memory_bytes != 0 {
+            os.write_uint64(13, self.guest_memory_bytes)?;
+        }
+        if self.balloon_target_bytes != 0 {
+            os.write_uint64(14, self.balloon_target_bytes)?;
+        }
+        if self.balloon_bytes != 0 {
+            os.write_uint64(15, self.balloon_bytes)?;
+        }
+        for v in &self.exits {
+            ::protobuf::rt::write_message_field_with_cached_size(16, v, os)?;
+        };
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -4166,6 +4539,14 @@ impl ::protobuf::Message for StatisticsResponse {
         self.vsock_tx_bytes = 0;
         self.paused = false;
         self.processors.clear();
+        self.minor_faults = 0;
+        self.major_faults = 0;
+        self.network_rx_bytes = 0;
+        self.network_tx_bytes = 0;
+        self.guest_memory_bytes = 0;
+        self.balloon_target_bytes = 0;
+        self.balloon_bytes = 0;
+        self.exits.clear();
         self.special_fields.clear();
     }
 
@@ -4179,6 +4560,14 @@ impl ::protobuf::Message for StatisticsResponse {
             vsock_tx_bytes: 0,
             paused: false,
             processors: ::std::vec::Vec::new(),
+            minor_faults: 0,
+            major_faults: 0,
+            network_rx_bytes: 0,
+            network_tx_bytes: 0,
+            guest_memory_bytes: 0,
+            balloon_target_bytes: 0,
+            balloon_bytes: 0,
+            exits: ::std::vec::Vec::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -4891,51 +5280,63 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x01(\x08R\tdirectory\"\x13\n\x11AddVolumeResponse\")\n\x13RemoveVolumeR\
     equest\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\"\x16\n\x14RemoveVo\
     lumeResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rRes\
-    umeRequest\"\x10\n\x0eResumeResponse\"3\n\x11StatisticsRequest\x12\x1e\n\
-    \nprocessors\x18\x01\x20\x01(\x08R\nprocessors\".\n\rResizeRequest\x12\
-    \x1d\n\nmemory_mib\x18\x01\x20\x01(\x04R\tmemoryMib\"\x10\n\x0eResizeRes\
-    ponse\"\xea\x02\n\x12StatisticsResponse\x12(\n\x10vmm_memory_bytes\x18\
-    \x01\x20\x01(\x04R\x0evmmMemoryBytes\x120\n\x14monitor_memory_bytes\x18\
-    \x02\x20\x01(\x04R\x12monitorMemoryBytes\x12(\n\x10block_read_bytes\x18\
-    \x03\x20\x01(\x04R\x0eblockReadBytes\x12.\n\x13block_written_bytes\x18\
-    \x04\x20\x01(\x04R\x11blockWrittenBytes\x12$\n\x0evsock_rx_bytes\x18\x05\
-    \x20\x01(\x04R\x0cvsockRxBytes\x12$\n\x0evsock_tx_bytes\x18\x06\x20\x01(\
-    \x04R\x0cvsockTxBytes\x12\x16\n\x06paused\x18\x07\x20\x01(\x08R\x06pause\
-    d\x12:\n\nprocessors\x18\x08\x20\x03(\x0b2\x1a.bulkhead.vmm.v1.Processor\
-    R\nprocessors\"_\n\tProcessor\x12\x20\n\x0binstruction\x18\x01\x20\x01(\
-    \x04R\x0binstruction\x120\n\x05exits\x18\x02\x20\x03(\x0b2\x1a.bulkhead.\
-    vmm.v1.ExitCountR\x05exits\"5\n\tExitCount\x12\x12\n\x04kind\x18\x01\x20\
-    \x01(\tR\x04kind\x12\x14\n\x05count\x18\x02\x20\x01(\x04R\x05count\"\x11\
-    \n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*H\n\x07VmState\x12\x14\
-    \n\x10VM_STATE_BOOTING\x10\0\x12\x12\n\x0eVM_STATE_READY\x10\x01\x12\x13\
-    \n\x0fVM_STATE_EXITED\x10\x02*\xf9\x01\n\nExitReason\x12\x1b\n\x17EXIT_R\
-    EASON_UNSPECIFIED\x10\0\x12\x19\n\x15EXIT_REASON_POWER_OFF\x10\x01\x12\
-    \x15\n\x11EXIT_REASON_PANIC\x10\x02\x12\x16\n\x12EXIT_REASON_KILLED\x10\
-    \x03\x12\x1d\n\x19EXIT_REASON_MONITOR_ERROR\x10\x04\x12\x18\n\x14EXIT_RE\
-    ASON_SHUTDOWN\x10\x05\x12\x15\n\x11EXIT_REASON_AGENT\x10\x06\x12\x1c\n\
-    \x18EXIT_REASON_TRIPLE_FAULT\x10\x07\x12\x16\n\x12EXIT_REASON_REBOOT\x10\
-    \x082\x98\n\n\x03Vmm\x12C\n\x04Info\x12\x1c.bulkhead.vmm.v1.InfoRequest\
-    \x1a\x1d.bulkhead.vmm.v1.InfoResponse\x12R\n\tWaitReady\x12!.bulkhead.vm\
-    m.v1.WaitReadyRequest\x1a\".bulkhead.vmm.v1.WaitReadyResponse\x12O\n\x08\
-    WaitExit\x12\x20.bulkhead.vmm.v1.WaitExitRequest\x1a!.bulkhead.vmm.v1.Wa\
-    itExitResponse\x12O\n\x08MapImage\x12\x20.bulkhead.vmm.v1.MapImageReques\
-    t\x1a!.bulkhead.vmm.v1.MapImageResponse\x12U\n\nUnmapImage\x12\".bulkhea\
-    d.vmm.v1.UnmapImageRequest\x1a#.bulkhead.vmm.v1.UnmapImageResponse\x12R\
-    \n\tAttachLog\x12!.bulkhead.vmm.v1.AttachLogRequest\x1a\".bulkhead.vmm.v\
-    1.AttachLogResponse\x12R\n\tReopenLog\x12!.bulkhead.vmm.v1.ReopenLogRequ\
-    est\x1a\".bulkhead.vmm.v1.ReopenLogResponse\x12L\n\x07WaitLog\x12\x1f.bu\
-    lkhead.vmm.v1.WaitLogRequest\x1a\x20.bulkhead.vmm.v1.WaitLogResponse\x12\
-    R\n\tDetachLog\x12!.bulkhead.vmm.v1.DetachLogRequest\x1a\".bulkhead.vmm.\
-    v1.DetachLogResponse\x12R\n\tAddVolume\x12!.bulkhead.vmm.v1.AddVolumeReq\
-    uest\x1a\".bulkhead.vmm.v1.AddVolumeResponse\x12[\n\x0cRemoveVolume\x12$\
-    .bulkhead.vmm.v1.RemoveVolumeRequest\x1a%.bulkhead.vmm.v1.RemoveVolumeRe\
-    sponse\x12F\n\x05Pause\x12\x1d.bulkhead.vmm.v1.PauseRequest\x1a\x1e.bulk\
-    head.vmm.v1.PauseResponse\x12I\n\x06Resume\x12\x1e.bulkhead.vmm.v1.Resum\
-    eRequest\x1a\x1f.bulkhead.vmm.v1.ResumeResponse\x12I\n\x06Resize\x12\x1e\
-    .bulkhead.vmm.v1.ResizeRequest\x1a\x1f.bulkhead.vmm.v1.ResizeResponse\
-    \x12U\n\nStatistics\x12\".bulkhead.vmm.v1.StatisticsRequest\x1a#.bulkhea\
-    d.vmm.v1.StatisticsResponse\x12O\n\x08Shutdown\x12\x20.bulkhead.vmm.v1.S\
-    hutdownRequest\x1a!.bulkhead.vmm.v1.ShutdownResponseb\x06proto3\
+    umeRequest\"\x10\n\x0eResumeResponse\".\n\rResizeRequest\x12\x1d\n\nmemo\
+    ry_mib\x18\x01\x20\x01(\x04R\tmemoryMib\"\x10\n\x0eResizeResponse\"?\n\
+    \x12OpenConsoleRequest\x12)\n\x10descriptor_token\x18\x01\x20\x01(\tR\
+    \x0fdescriptorToken\"6\n\x13OpenConsoleResponse\x12\x1f\n\x0btakes_input\
+    \x18\x01\x20\x01(\x08R\ntakesInput\"3\n\x11StatisticsRequest\x12\x1e\n\n\
+    processors\x18\x01\x20\x01(\x08R\nprocessors\"\xbb\x05\n\x12StatisticsRe\
+    sponse\x12(\n\x10vmm_memory_bytes\x18\x01\x20\x01(\x04R\x0evmmMemoryByte\
+    s\x120\n\x14monitor_memory_bytes\x18\x02\x20\x01(\x04R\x12monitorMemoryB\
+    ytes\x12(\n\x10block_read_bytes\x18\x03\x20\x01(\x04R\x0eblockReadBytes\
+    \x12.\n\x13block_written_bytes\x18\x04\x20\x01(\x04R\x11blockWrittenByte\
+    s\x12$\n\x0evsock_rx_bytes\x18\x05\x20\x01(\x04R\x0cvsockRxBytes\x12$\n\
+    \x0evsock_tx_bytes\x18\x06\x20\x01(\x04R\x0cvsockTxBytes\x12\x16\n\x06pa\
+    used\x18\x07\x20\x01(\x08R\x06paused\x12:\n\nprocessors\x18\x08\x20\x03(\
+    \x0b2\x1a.bulkhead.vmm.v1.ProcessorR\nprocessors\x12!\n\x0cminor_faults\
+    \x18\t\x20\x01(\x04R\x0bminorFaults\x12!\n\x0cmajor_faults\x18\n\x20\x01\
+    (\x04R\x0bmajorFaults\x12(\n\x10network_rx_bytes\x18\x0b\x20\x01(\x04R\
+    \x0enetworkRxBytes\x12(\n\x10network_tx_bytes\x18\x0c\x20\x01(\x04R\x0en\
+    etworkTxBytes\x12,\n\x12guest_memory_bytes\x18\r\x20\x01(\x04R\x10guestM\
+    emoryBytes\x120\n\x14balloon_target_bytes\x18\x0e\x20\x01(\x04R\x12ballo\
+    onTargetBytes\x12#\n\rballoon_bytes\x18\x0f\x20\x01(\x04R\x0cballoonByte\
+    s\x120\n\x05exits\x18\x10\x20\x03(\x0b2\x1a.bulkhead.vmm.v1.ExitCountR\
+    \x05exits\"_\n\tProcessor\x12\x20\n\x0binstruction\x18\x01\x20\x01(\x04R\
+    \x0binstruction\x120\n\x05exits\x18\x02\x20\x03(\x0b2\x1a.bulkhead.vmm.v\
+    1.ExitCountR\x05exits\"5\n\tExitCount\x12\x12\n\x04kind\x18\x01\x20\x01(\
+    \tR\x04kind\x12\x14\n\x05count\x18\x02\x20\x01(\x04R\x05count\"\x11\n\
+    \x0fShutdownRequest\"\x12\n\x10ShutdownResponse*H\n\x07VmState\x12\x14\n\
+    \x10VM_STATE_BOOTING\x10\0\x12\x12\n\x0eVM_STATE_READY\x10\x01\x12\x13\n\
+    \x0fVM_STATE_EXITED\x10\x02*\xf9\x01\n\nExitReason\x12\x1b\n\x17EXIT_REA\
+    SON_UNSPECIFIED\x10\0\x12\x19\n\x15EXIT_REASON_POWER_OFF\x10\x01\x12\x15\
+    \n\x11EXIT_REASON_PANIC\x10\x02\x12\x16\n\x12EXIT_REASON_KILLED\x10\x03\
+    \x12\x1d\n\x19EXIT_REASON_MONITOR_ERROR\x10\x04\x12\x18\n\x14EXIT_REASON\
+    _SHUTDOWN\x10\x05\x12\x15\n\x11EXIT_REASON_AGENT\x10\x06\x12\x1c\n\x18EX\
+    IT_REASON_TRIPLE_FAULT\x10\x07\x12\x16\n\x12EXIT_REASON_REBOOT\x10\x082\
+    \xf2\n\n\x03Vmm\x12C\n\x04Info\x12\x1c.bulkhead.vmm.v1.InfoRequest\x1a\
+    \x1d.bulkhead.vmm.v1.InfoResponse\x12R\n\tWaitReady\x12!.bulkhead.vmm.v1\
+    .WaitReadyRequest\x1a\".bulkhead.vmm.v1.WaitReadyResponse\x12O\n\x08Wait\
+    Exit\x12\x20.bulkhead.vmm.v1.WaitExitRequest\x1a!.bulkhead.vmm.v1.WaitEx\
+    itResponse\x12O\n\x08MapImage\x12\x20.bulkhead.vmm.v1.MapImageRequest\
+    \x1a!.bulkhead.vmm.v1.MapImageResponse\x12U\n\nUnmapImage\x12\".bulkhead\
+    .vmm.v1.UnmapImageRequest\x1a#.bulkhead.vmm.v1.UnmapImageResponse\x12R\n\
+    \tAttachLog\x12!.bulkhead.vmm.v1.AttachLogRequest\x1a\".bulkhead.vmm.v1.\
+    AttachLogResponse\x12R\n\tReopenLog\x12!.bulkhead.vmm.v1.ReopenLogReques\
+    t\x1a\".bulkhead.vmm.v1.ReopenLogResponse\x12L\n\x07WaitLog\x12\x1f.bulk\
+    head.vmm.v1.WaitLogRequest\x1a\x20.bulkhead.vmm.v1.WaitLogResponse\x12R\
+    \n\tDetachLog\x12!.bulkhead.vmm.v1.DetachLogRequest\x1a\".bulkhead.vmm.v\
+    1.DetachLogResponse\x12R\n\tAddVolume\x12!.bulkhead.vmm.v1.AddVolumeRequ\
+    est\x1a\".bulkhead.vmm.v1.AddVolumeResponse\x12[\n\x0cRemoveVolume\x12$.\
+    bulkhead.vmm.v1.RemoveVolumeRequest\x1a%.bulkhead.vmm.v1.RemoveVolumeRes\
+    ponse\x12F\n\x05Pause\x12\x1d.bulkhead.vmm.v1.PauseRequest\x1a\x1e.bulkh\
+    ead.vmm.v1.PauseResponse\x12I\n\x06Resume\x12\x1e.bulkhead.vmm.v1.Resume\
+    Request\x1a\x1f.bulkhead.vmm.v1.ResumeResponse\x12I\n\x06Resize\x12\x1e.\
+    bulkhead.vmm.v1.ResizeRequest\x1a\x1f.bulkhead.vmm.v1.ResizeResponse\x12\
+    U\n\nStatistics\x12\".bulkhead.vmm.v1.StatisticsRequest\x1a#.bulkhead.vm\
+    m.v1.StatisticsResponse\x12X\n\x0bOpenConsole\x12#.bulkhead.vmm.v1.OpenC\
+    onsoleRequest\x1a$.bulkhead.vmm.v1.OpenConsoleResponse\x12O\n\x08Shutdow\
+    n\x12\x20.bulkhead.vmm.v1.ShutdownRequest\x1a!.bulkhead.vmm.v1.ShutdownR\
+    esponseb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
@@ -4953,7 +5354,7 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
     file_descriptor.get(|| {
         let generated_file_descriptor = generated_file_descriptor_lazy.get(|| {
             let mut deps = ::std::vec::Vec::with_capacity(0);
-            let mut messages = ::std::vec::Vec::with_capacity(37);
+            let mut messages = ::std::vec::Vec::with_capacity(39);
             messages.push(VmExit::generated_message_descriptor_data());
             messages.push(InfoRequest::generated_message_descriptor_data());
             messages.push(InfoResponse::generated_message_descriptor_data());
@@ -4983,9 +5384,11 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
             messages.push(PauseResponse::generated_message_descriptor_data());
             messages.push(ResumeRequest::generated_message_descriptor_data());
             messages.push(ResumeResponse::generated_message_descriptor_data());
-            messages.push(StatisticsRequest::generated_message_descriptor_data());
             messages.push(ResizeRequest::generated_message_descriptor_data());
             messages.push(ResizeResponse::generated_message_descriptor_data());
+            messages.push(OpenConsoleRequest::generated_message_descriptor_data());
+            messages.push(OpenConsoleResponse::generated_message_descriptor_data());
+            messages.push(StatisticsRequest::generated_message_descriptor_data());
             messages.push(StatisticsResponse::generated_message_descriptor_data());
             messages.push(Processor::generated_message_descriptor_data());
             messages.push(ExitCount::generated_message_descriptor_data());

@@ -106,6 +106,11 @@ impl VmmClient {
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Statistics", cres);
     }
 
+    pub async fn open_console(&self, ctx: ttrpc::context::Context, req: &super::vmm::OpenConsoleRequest) -> ::ttrpc::Result<super::vmm::OpenConsoleResponse> {
+        let mut cres = super::vmm::OpenConsoleResponse::new();
+        ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "OpenConsole", cres);
+    }
+
     pub async fn shutdown(&self, ctx: ttrpc::context::Context, req: &super::vmm::ShutdownRequest) -> ::ttrpc::Result<super::vmm::ShutdownResponse> {
         let mut cres = super::vmm::ShutdownResponse::new();
         ::ttrpc::async_client_request!(self, ctx, req, "bulkhead.vmm.v1.Vmm", "Shutdown", cres);
@@ -277,6 +282,17 @@ impl ::ttrpc::r#async::MethodHandler for StatisticsMethod {
     }
 }
 
+struct OpenConsoleMethod {
+    service: Arc<dyn Vmm + Send + Sync>,
+}
+
+#[async_trait]
+impl ::ttrpc::r#async::MethodHandler for OpenConsoleMethod {
+    async fn handler(&self, ctx: ::ttrpc::r#async::TtrpcContext, req: ::ttrpc::Request) -> ::ttrpc::Result<::ttrpc::Response> {
+        ::ttrpc::async_request_handler!(self, ctx, req, vmm, OpenConsoleRequest, open_console);
+    }
+}
+
 struct ShutdownMethod {
     service: Arc<dyn Vmm + Send + Sync>,
 }
@@ -335,6 +351,9 @@ pub trait Vmm: Sync {
     async fn statistics(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::StatisticsRequest) -> ::ttrpc::Result<super::vmm::StatisticsResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Statistics is not supported".to_string())))
     }
+    async fn open_console(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::OpenConsoleRequest) -> ::ttrpc::Result<super::vmm::OpenConsoleResponse> {
+        Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/OpenConsole is not supported".to_string())))
+    }
     async fn shutdown(&self, _ctx: &::ttrpc::r#async::TtrpcContext, _: super::vmm::ShutdownRequest) -> ::ttrpc::Result<super::vmm::ShutdownResponse> {
         Err(::ttrpc::Error::RpcStatus(::ttrpc::get_status(::ttrpc::Code::NOT_FOUND, "/bulkhead.vmm.v1.Vmm/Shutdown is not supported".to_string())))
     }
@@ -389,6 +408,9 @@ pub fn create_vmm(service: Arc<dyn Vmm + Send + Sync>) -> HashMap<String, ::ttrp
 
     methods.insert("Statistics".to_string(),
                     Box::new(StatisticsMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
+
+    methods.insert("OpenConsole".to_string(),
+                    Box::new(OpenConsoleMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);
 
     methods.insert("Shutdown".to_string(),
                     Box::new(ShutdownMethod{service: service.clone()}) as Box<dyn ::ttrpc::r#async::MethodHandler + Send + Sync>);

@@ -1,18 +1,22 @@
-//! virtio-console (virtio 1.2, section 5.3) with one port: what the guest prints. Nobody types.
+//! virtio-console (virtio 1.2, section 5.3) with one port: what the guest prints and, where somebody may type, what is typed.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::chain::Buffers;
 use super::limit::LogLimit;
 use super::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
-use super::worker::{Handler, NotStarted, Stop, Worker, clear};
+use super::worker::{Handler, NotStarted, Stop, Worker, clear, new_eventfd};
 use super::{BrokenQueue, GuestRam, RING_FEATURES, queue};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Virtio device type of a console.
 pub const DEVICE_TYPE: u32 = 3;
+/// Index of the queue that carries what is typed.
+pub const RX_QUEUE: usize = 0;
 /// Index of the queue that carries what the guest prints.
 pub const TX_QUEUE: usize = 1;
 const QUEUE_SIZE: u16 = 64;
@@ -21,18 +25,64 @@ const PIECE: usize = 4096;
 /// Most bytes taken from one buffer; Linux sends a line.
 const MAX_BUFFER: usize = 1 << 20;
 
+/// Bytes that wait for a guest that does not read; as with any terminal, what is typed beyond is lost.
+const MAX_TYPED: usize = 4096;
+/// Tokens of what the thread watches.
+const PRINTED: u64 = 0;
+const ROOM: u64 = 1;
+const TYPED: u64 = 2;
+
 /// Where the guest's words go.
 type Output = Arc<Mutex<Box<dyn Write + Send>>>;
+
+/// Types on a console, from any thread. Clones type on the same one.
+#[derive(Debug, Clone)]
+pub struct Keyboard {
+    typed: Arc<Mutex<VecDeque<u8>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Keyboard {
+    /// Not connected to a console yet.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { typed: Arc::default(), wake: Arc::new(new_eventfd()?) })
+    }
+
+    /// Types `bytes`; gives how many there was room for.
+    pub fn press(&self, bytes: &[u8]) -> usize {
+        let mut typed = self.typed.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = bytes.len().min(MAX_TYPED.saturating_sub(typed.len()));
+        typed.extend(&bytes[..count]);
+        // Fails only when its counter is full, and then it is readable anyway.
+        let _ = self.wake.write(1);
+        count
+    }
+
+    /// The next bytes, at most `count`, without taking them.
+    fn peek(&self, count: usize) -> Vec<u8> {
+        self.typed.lock().unwrap_or_else(PoisonError::into_inner).iter().take(count).copied().collect()
+    }
+
+    fn take(&self, count: usize) {
+        self.typed.lock().unwrap_or_else(PoisonError::into_inner).drain(..count);
+    }
+}
 
 /// A console and its thread.
 pub struct VirtioConsole {
     output: Output,
+    keyboard: Option<Keyboard>,
     worker: Option<Worker<Printer>>,
     log: Arc<Mutex<LogLimit>>,
 }
 
-/// The transmit queue, on its thread.
+/// The queues, on their thread.
 struct Printer {
+    /// The queue that the guest's own buffers are in, where somebody may type.
+    input: Option<(Keyboard, ActiveQueue)>,
     output: Output,
     ram: GuestRam,
     queue: ActiveQueue,
@@ -52,7 +102,13 @@ impl VirtioConsole {
     /// Writes what the guest prints to `output`, which keeps its own errors.
     #[must_use]
     pub fn new(output: Box<dyn Write + Send>) -> Self {
-        Self { output: Arc::new(Mutex::new(output)), worker: None, log: Arc::default() }
+        Self { output: Arc::new(Mutex::new(output)), keyboard: None, worker: None, log: Arc::default() }
+    }
+
+    /// With a keyboard.
+    #[must_use]
+    pub fn with_keyboard(self, keyboard: Option<Keyboard>) -> Self {
+        Self { keyboard, ..self }
     }
 }
 
@@ -78,9 +134,13 @@ impl VirtioDevice for VirtioConsole {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.take_queue(TX_QUEUE)?;
+        let input = match &self.keyboard {
+            Some(keyboard) => Some((keyboard.clone(), activation.take_queue(RX_QUEUE)?)),
+            None => None,
+        };
         let Activation { ram, interrupt, .. } = activation;
         let output = self.output.clone();
-        let printer = Printer { output, ram, queue, interrupt, broken: false, log: self.log.clone() };
+        let printer = Printer { input, output, ram, queue, interrupt, broken: false, log: self.log.clone() };
         let worker = Worker::start("console", printer);
         let failed =
             |failed: NotStarted<_>| ActivateError::Io { step: "start the console's thread", source: failed.source };
@@ -112,6 +172,23 @@ impl Printer {
         }
         // The rest: as if the driver had notified again.
         let _ = self.queue.kick.write(1);
+    }
+
+    /// Hands over what is typed, as far as the guest has room for it.
+    fn hand_over(&mut self) {
+        let Some((keyboard, active)) = self.input.as_mut().filter(|_| !self.broken) else { return };
+        for _ in 0..QUEUE_SIZE {
+            match hand_over_next(&self.ram, keyboard, active, self.interrupt.as_ref()) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    self.broken = true;
+                    self.interrupt.needs_reset(&format_args!("console device: {error}"));
+                    return;
+                }
+            }
+        }
+        let _ = keyboard.wake.write(1);
     }
 
     /// One buffer; false when there is none.
@@ -148,15 +225,64 @@ impl Printer {
     }
 }
 
+/// Fills one buffer; false when nothing is typed or there is no room.
+fn hand_over_next(
+    ram: &GuestRam,
+    keyboard: &Keyboard,
+    active: &mut ActiveQueue,
+    interrupt: &dyn Interrupt,
+) -> Result<bool, BrokenQueue> {
+    let typed = keyboard.peek(PIECE);
+    if typed.is_empty() {
+        return Ok(false);
+    }
+    let Some(chain) = queue::pop(ram, &mut active.queue, RX_QUEUE)? else {
+        return queue::enable_notification(ram, &mut active.queue, RX_QUEUE);
+    };
+    let head = chain.head_index();
+    // A chain that is none comes back empty, and the next one is tried.
+    let written = match Buffers::parse(ram, chain) {
+        Ok(buffers) => {
+            let count = buffers.writable.len().min(typed.len());
+            if buffers.writable.range(0, count).write_all(&typed[..count]) { count } else { 0 }
+        }
+        Err(_) => 0,
+    };
+    keyboard.take(written);
+    queue::give_back(ram, &mut active.queue, RX_QUEUE, head, written as u32)?;
+    if queue::needs_notification(ram, &mut active.queue, RX_QUEUE)? {
+        interrupt.queue(RX_QUEUE);
+    }
+    Ok(true)
+}
+
 impl Handler for Printer {
     fn watched(&self) -> Vec<(RawFd, u64)> {
-        vec![(self.queue.kick.as_raw_fd(), 0)]
+        let mut all = vec![(self.queue.kick.as_raw_fd(), PRINTED)];
+        if let Some((keyboard, active)) = &self.input {
+            all.extend([(active.kick.as_raw_fd(), ROOM), (keyboard.wake.as_raw_fd(), TYPED)]);
+        }
+        all
     }
 
-    fn handle(&mut self, _token: u64, _stop: &Stop) {
-        clear(&self.queue.kick);
-        if !self.broken {
-            self.print();
+    fn begin(&mut self, _stop: &Stop) {
+        self.hand_over();
+    }
+
+    fn handle(&mut self, token: u64, _stop: &Stop) {
+        match (token, &self.input) {
+            (PRINTED, _) => {
+                clear(&self.queue.kick);
+                if !self.broken {
+                    self.print();
+                }
+            }
+            (ROOM, Some((_, active))) => clear(&active.kick),
+            (_, Some((keyboard, _))) => clear(&keyboard.wake),
+            (_, None) => {}
+        }
+        if token != PRINTED {
+            self.hand_over();
         }
     }
 }

@@ -172,6 +172,8 @@ const CONTROL: &[i64] = &[
     libc::SYS_dup,
     libc::SYS_wait4,
     libc::SYS_waitid,
+    // Page faults, for statistics.
+    libc::SYS_getrusage,
     // What libc does in a thread's first moments.
     libc::SYS_set_robust_list,
     libc::SYS_rseq,

@@ -41,6 +41,9 @@ impl ExitKind {
     }
 }
 
+/// How often each happened, in the order of [`ExitKind::ALL`].
+pub type Exits = [(ExitKind, u64); ExitKind::ALL.len()];
+
 /// Of one processor, since it started.
 #[derive(Debug, Default)]
 pub struct ExitCounters([AtomicU64; ExitKind::ALL.len()]);
@@ -53,7 +56,7 @@ impl ExitCounters {
 
     /// In the order of [`ExitKind::ALL`].
     #[must_use]
-    pub fn all(&self) -> [(ExitKind, u64); ExitKind::ALL.len()] {
+    pub fn all(&self) -> Exits {
         ExitKind::ALL.map(|kind| (kind, self.0[kind as usize].load(Ordering::Relaxed)))
     }
 }

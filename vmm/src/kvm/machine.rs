@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use vm_memory::{Address, GuestMemory, GuestMemoryRegion};
 
 use super::bus::Bus;
-use super::exits::ExitKind;
+use super::exits::{ExitKind, Exits};
 use super::gate::Gate;
 use super::memory;
 use super::ports::Ports;
@@ -196,12 +197,12 @@ impl Builder {
                 Ok(vcpu) => vcpus.push(vcpu),
                 Err(error) => {
                     (index..count).for_each(|_| gate.leave());
-                    drop(Machine { vcpus, gate, bus, _vm: self.vm, _ram: self.ram });
+                    drop(Machine { vcpus, gate, bus, _vm: self.vm, ram: self.ram });
                     return Err(MachineError::Thread(error));
                 }
             }
         }
-        Ok((Machine { vcpus, gate, bus, _vm: self.vm, _ram: self.ram }, receiver))
+        Ok((Machine { vcpus, gate, bus, _vm: self.vm, ram: self.ram }, receiver))
     }
 }
 
@@ -229,7 +230,7 @@ pub struct Position {
     /// The address of its instruction when it was held up last.
     pub instruction: u64,
     /// Exits by kind.
-    pub exits: [(ExitKind, u64); ExitKind::ALL.len()],
+    pub exits: Exits,
 }
 
 /// A machine with its threads. Dropped, it ends.
@@ -240,7 +241,7 @@ pub struct Machine {
     bus: Arc<Bus>,
     // After the processors.
     _vm: VmFd,
-    _ram: GuestRam,
+    ram: GuestRam,
 }
 
 impl Machine {
@@ -269,6 +270,23 @@ impl Machine {
             exits: vcpu.facts.exits.all(),
         };
         self.vcpus.iter().enumerate().map(position).collect()
+    }
+
+    /// Exits of all processors so far.
+    #[must_use]
+    pub fn exits(&self) -> Exits {
+        let mut sum = ExitKind::ALL.map(|kind| (kind, 0));
+        for vcpu in &self.vcpus {
+            sum.iter_mut().zip(vcpu.facts.exits.all()).for_each(|(sum, one)| sum.1 += one.1);
+        }
+        sum
+    }
+
+    /// Bytes of the guest's memory that the host holds for it; 0 when the kernel does not say.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let memfd = self.ram.iter().next().and_then(|region| region.file_offset());
+        memfd.and_then(|offset| offset.file().metadata().ok()).map_or(0, |data| data.blocks() * 512)
     }
 
     /// Holds a running machine up for a moment to learn where its processors are.

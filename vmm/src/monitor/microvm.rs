@@ -8,7 +8,7 @@ use bulkhead_proto::launch::Launch;
 use super::MonitorError;
 use crate::boot::{self, Entry, Payload};
 use crate::console::Console;
-use crate::devices::console::VirtioConsole;
+use crate::devices::console::{Keyboard, VirtioConsole};
 use crate::devices::virtio::VirtioDevice;
 use crate::kvm::{Builder, End, Machine, MachineError};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -47,11 +47,12 @@ pub struct Prepared {
 pub fn prepare(
     launch: &Launch,
     console: Console,
+    keyboard: Option<Keyboard>,
     devices: Vec<Box<dyn VirtioDevice>>,
 ) -> Result<Prepared, MonitorError> {
     let vcpus = u8::try_from(launch.vcpus).unwrap_or(u8::MAX);
     let mut builder = Builder::new(vcpus, launch.memory_mib)?;
-    let first: Box<dyn VirtioDevice> = Box::new(VirtioConsole::new(Box::new(console.clone())));
+    let first: Box<dyn VirtioDevice> = Box::new(VirtioConsole::new(Box::new(console.clone())).with_keyboard(keyboard));
     let named = std::iter::once(first).chain(devices).map(|device| builder.add_device(device));
     let named = named.collect::<Result<Vec<_>, _>>()?;
     let command_line = kernel_arguments(vcpus, &named, &launch.kernel_arguments);

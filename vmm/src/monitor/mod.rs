@@ -103,7 +103,8 @@ pub fn start_qemu(
     };
     let mut command = Command::new(binary);
     command.args(machine.arguments()).env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let keyboard = if launch.debug_console { Stdio::piped() } else { Stdio::null() };
+    command.stdin(keyboard).stdout(Stdio::piped()).stderr(Stdio::piped());
     let connections = [Some(backends.vsock), Some(backends.images), backends.scratch, backends.volumes];
     let keep = taps.into_iter().flatten().chain(connections.into_iter().flatten().map(OwnedFd::from)).collect();
     sys::bind_child(&mut command, keep);

@@ -122,6 +122,8 @@ impl Pod {
             scratch_drive: None,
             file_server: Some(env!("CARGO_BIN_EXE_bulkhead-fs").into()),
             cgroup: None,
+            balloon_mib: 0,
+            debug_console: false,
             jail: None,
             limits: DeviceLimits::default(),
         };

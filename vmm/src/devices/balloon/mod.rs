@@ -29,3 +29,9 @@ pub const DEVICE_TYPE: u32 = 5;
 pub const QUEUE_SIZE: u16 = 128;
 /// Bytes of a page, whatever the guest's own (5.5.6).
 pub const PAGE: u64 = 4096;
+
+/// Whole pages in `bytes`: no more than the device's registers can say, which is 16 TiB.
+#[must_use]
+pub fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes / PAGE).unwrap_or(u32::MAX)
+}
