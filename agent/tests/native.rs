@@ -72,7 +72,7 @@ async fn commands_run_in_a_running_container() {
     let early = agent.exec("c", "early", process(&["/bin/true"])).await.map(drop).refused();
     assert!(early.contains("not running"), "{early}");
     agent.start_container("c").await.unwrap();
-    let mut command = process(&["/bin/sh", "-c", "cat; ls /made; ps | grep -c sleep"]);
+    let mut command = process(&["/bin/sh", "-c", "cat; until ls /made 2>/dev/null; do sleep 0.01; done"]);
     command.stdin = true;
     agent.exec("c", "e", command.clone()).await.unwrap();
     let again = agent.exec("c", "e", command).await.map(drop).refused();
