@@ -57,6 +57,9 @@ pub struct Launch {
     /// What the balloon of our own machine holds of it from boot on, in MiB.
     #[serde(default)]
     pub balloon_mib: u64,
+    /// A guest that runs out of memory may take back what the balloon holds.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
     /// The queues of a tap for each of the guest's virtio-net devices, in their order; opened with IFF_VNET_HDR.
     pub taps: Vec<Vec<LaunchDescriptor>>,
     /// The pod's scratch drive, a raw file opened read-write.

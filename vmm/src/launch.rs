@@ -208,6 +208,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 128,
             balloon_mib: 0,
+            deflate_on_oom: false,
             taps: vec![vec![1]],
             scratch_drive: Some(0),
             file_server: None,

@@ -246,7 +246,8 @@ fn prepare_devices(
 ) -> Result<Run, StartError> {
     let device = |device| move |source| StartError::Device { device, source };
     let keyboard = launch.debug_console.then(Keyboard::new).transpose().map_err(device("console"))?;
-    let balloon = Balloon::new(BalloonDevice::new().map_err(device("balloon"))?);
+    let balloon = BalloonDevice::new().map_err(device("balloon"))?;
+    let balloon = Balloon::new(balloon.with_deflate_on_oom(launch.deflate_on_oom));
     let (mut net_counters, handle) = (Vec::new(), balloon.handle());
     // The driver looks at it when it starts.
     handle.set_target(pages(launch.balloon_mib << 20));

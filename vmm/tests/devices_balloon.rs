@@ -18,6 +18,13 @@ use vm_memory::{Bytes, GuestAddress};
 const STATS_VQ: u64 = 1 << 1;
 const REPORTING: u64 = 1 << 5;
 
+#[test]
+fn deflating_on_oom_is_offered_where_it_is_asked_for() {
+    const DEFLATE_ON_OOM: u64 = 1 << 2;
+    let offered = |asked| BalloonDevice::new().unwrap().with_deflate_on_oom(asked).features() & DEFLATE_ON_OOM;
+    assert_eq!((offered(false), offered(true)), (0, DEFLATE_ON_OOM));
+}
+
 fn fill(ram: &GuestRam, at: u64, len: usize) {
     ram.write_slice(&vec![0xa5; len], GuestAddress(at)).unwrap();
 }

@@ -53,6 +53,9 @@ pub struct RuntimeHandlerConfig {
     /// Memory in MiB that a pod may be given while it runs, if that is more than it starts with; 0 is no more.
     #[serde(default)]
     pub max_memory_mib: u64,
+    /// A guest that runs out of memory takes back what its balloon holds instead of killing for it.
+    #[serde(default)]
+    pub deflate_on_oom: bool,
     /// Appended to the guest's kernel command line.
     #[serde(default)]
     pub kernel_arguments: String,
@@ -140,6 +143,7 @@ impl RuntimeHandlerConfig {
             max_vcpus: default_max_vcpus(),
             memory_mib: default_memory_mib(),
             max_memory_mib: 0,
+            deflate_on_oom: false,
             kernel_arguments: String::new(),
             debug_console: false,
             annotations: Vec::new(),
@@ -197,6 +201,11 @@ impl RuntimeHandlerConfig {
             return Err(format!(
                 "runtimes.{name}.max_memory_mib is {}; only machines of the sandboxer \"microvm\" have a balloon to grow by",
                 self.max_memory_mib
+            ));
+        }
+        if self.deflate_on_oom && self.sandboxer != SandboxerKind::Microvm {
+            return Err(format!(
+                "runtimes.{name}.deflate_on_oom is true; only machines of the sandboxer \"microvm\" have a balloon"
             ));
         }
         match self.annotations.iter().find(|annotation| !ANNOTATIONS.contains(&annotation.as_str())) {
@@ -296,6 +305,8 @@ mod tests {
     fn a_handler_allows_only_what_exists() {
         let handler = RuntimeHandlerConfig { max_memory_mib: 512, ..RuntimeHandlerConfig::qemu() };
         assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.max_memory_mib is 512; only"));
+        let handler = RuntimeHandlerConfig { deflate_on_oom: true, ..RuntimeHandlerConfig::qemu() };
+        assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.deflate_on_oom is true; only"));
         let handler = RuntimeHandlerConfig { annotations: vec!["x".into()], ..RuntimeHandlerConfig::qemu() };
         assert!(handler.check("vm").unwrap_err().contains("runtimes.vm.annotations has \"x\""));
     }

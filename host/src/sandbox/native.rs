@@ -66,6 +66,7 @@ pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<
         vcpus: record.handler.vcpus,
         memory_mib: record.handler.memory_mib,
         balloon_mib: 0,
+        deflate_on_oom: false,
         tap: Vec::new(),
         scratch: None,
         debug_console: false,

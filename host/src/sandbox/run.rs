@@ -209,6 +209,7 @@ async fn prepare(node: &Arc<Node>, record: &SandboxRecord, monitor: Monitor, siz
         vcpus: size.max_vcpus,
         memory_mib: size.made_memory_mib(),
         balloon_mib: size.made_memory_mib() - size.memory_mib,
+        deflate_on_oom: handler.deflate_on_oom,
         tap,
         scratch: Some(scratch),
         debug_console: handler.debug_console,

@@ -48,6 +48,8 @@ pub struct Plan {
     pub memory_mib: u64,
     /// What the balloon holds of it from boot on, in MiB.
     pub balloon_mib: u64,
+    /// A guest that runs out of memory may take back what the balloon holds.
+    pub deflate_on_oom: bool,
     /// The queues of the pod's tap; a pod without a machine has none.
     pub tap: Vec<OwnedFd>,
     /// The scratch drive's file, open for reading and writing; a pod without a machine has none.
@@ -165,6 +167,7 @@ fn orders<'a>(plan: &'a Plan, cgroup: Option<BorrowedFd<'a>>) -> (Launch, Vec<Bo
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
         balloon_mib: plan.balloon_mib,
+        deflate_on_oom: plan.deflate_on_oom,
         taps,
         scratch_drive: scratch,
         file_server: plan.file_server.clone(),

@@ -123,6 +123,7 @@ impl Pod {
             file_server: Some(env!("CARGO_BIN_EXE_bulkhead-fs").into()),
             cgroup: None,
             balloon_mib: 0,
+            deflate_on_oom: false,
             debug_console: false,
             jail: None,
             limits: DeviceLimits::default(),

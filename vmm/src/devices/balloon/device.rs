@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::features::OFFERED;
+use super::features::{DEFLATE_ON_OOM, OFFERED};
 use super::{Held, Stats};
 use crate::devices::limit::LogLimit;
 use crate::devices::virtio::Interrupt;
@@ -34,6 +34,7 @@ pub struct BalloonDevice {
     /// What the guest fills free pages with; its own business as long as that is zero.
     poison: AtomicU32,
     acked_features: AtomicU64,
+    deflate_on_oom: bool,
     stats: Mutex<Option<Stats>>,
     stats_wanted: AtomicBool,
     pub(super) stats_asked: EventFd,
@@ -53,6 +54,7 @@ impl BalloonDevice {
             actual: AtomicU32::new(0),
             poison: AtomicU32::new(0),
             acked_features: AtomicU64::new(0),
+            deflate_on_oom: false,
             stats: Mutex::default(),
             stats_wanted: AtomicBool::new(false),
             stats_asked: new_eventfd()?,
@@ -62,10 +64,17 @@ impl BalloonDevice {
         })
     }
 
+    /// Whether a guest that runs out of memory may take back what the balloon holds (VIRTIO_BALLOON_F_DEFLATE_ON_OOM). Without,
+    /// what the balloon holds is not the guest's any more, and its MemTotal says so.
+    #[must_use]
+    pub fn with_deflate_on_oom(self, deflate_on_oom: bool) -> Self {
+        Self { deflate_on_oom, ..self }
+    }
+
     /// Feature bits offered to the driver.
     #[must_use]
     pub fn features(&self) -> u64 {
-        OFFERED
+        if self.deflate_on_oom { OFFERED | DEFLATE_ON_OOM } else { OFFERED }
     }
 
     /// What the driver accepted, also after a restore.

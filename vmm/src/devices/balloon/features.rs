@@ -3,10 +3,11 @@
 use crate::devices::RING_FEATURES;
 
 pub const STATS_VQ: u64 = 1 << 1;
+pub const DEFLATE_ON_OOM: u64 = 1 << 2;
 pub const PAGE_POISON: u64 = 1 << 4;
 pub const REPORTING: u64 = 1 << 5;
 
-/// All that is offered. Not deflating on OOM: what the balloon holds is not the guest's any more, and its MemTotal says so.
+/// What is always offered.
 pub const OFFERED: u64 = RING_FEATURES | STATS_VQ | PAGE_POISON | REPORTING;
 
 /// What a queue is for.
