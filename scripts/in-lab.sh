@@ -11,7 +11,7 @@ suite=$1
 shift
 cd "$repo"
 environment dev
-export BULKHEAD_TEST_HANDLER=${BULKHEAD_TEST_HANDLER:-microvm}
+export BULKHEAD_TEST_HANDLER=${BULKHEAD_TEST_HANDLER:-microvm} BULKHEAD_LAB=1
 package=bulkhead-tests
 [ ! -e "vmm/tests/$suite.rs" ] && [ ! -e "vmm/tests/$suite/main.rs" ] || package=bulkhead-vmm
 built=$(cargo test -p "$package" --test "$suite" --no-run 2>&1) || die "$built"

@@ -2,7 +2,7 @@
 # What `make test` leaves out because it is too long for CI: every end-to-end suite and the whole of critest in the lab, on machines
 # of our own and on a host kernel whose cgroup v2 has every controller. Each suite has a lab of its own with a time limit.
 #   test-all.sh [HANDLER...]    runtime handlers (microvm native)
-#   SUITES                      names of the suites (all of tests/tests, and kvm_boot)
+#   SUITES                      names of the suites (all of tests/tests, kvm_boot and jail)
 #   LAB_SECONDS                 how long one suite may take (2400; critest six times as long)
 source "$(dirname "$0")/lib.sh"
 
@@ -11,7 +11,7 @@ cd "$repo"
 logs=$target/test-all
 mkdir -p "$logs"
 # The harness tests itself, without pods.
-suites=${SUITES:-kvm_boot $(find tests/tests -name '*.rs' ! -name harness.rs -printf '%f\n' | sed 's/\.rs$//' | sort)}
+suites=${SUITES:-kvm_boot jail $(find tests/tests -name '*.rs' ! -name harness.rs -printf '%f\n' | sed 's/\.rs$//' | sort)}
 limit=${LAB_SECONDS:-2400}
 # One spec a line, for the summary.
 export BULKHEAD_CRITEST_SPECS=1 CARGO_TERM_PROGRESS_WHEN=never
@@ -38,7 +38,7 @@ rm -f "$logs"/*.log
 for handler in "$@"; do
     for suite in $suites; do
         # Machines without a daemon: the same whatever the handler.
-        [ "$suite" != kvm_boot ] || [ "$handler" = microvm ] || continue
+        case $suite in kvm_boot | jail) [ "$handler" = microvm ] || continue ;; esac
         in_lab "$handler" "$suite"
     done
 done

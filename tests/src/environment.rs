@@ -2,7 +2,7 @@
 //!
 //! `BULKHEAD_BIN` (or the directory `BULKHEAD_BIN_DIR`), `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_CRICTL`,
 //! `BULKHEAD_CRITEST`; what is not set is looked for in the build's target directory and in PATH. `BULKHEAD_TEST_HANDLER` is
-//! the runtime handler of pods that name none.
+//! the runtime handler of pods that name none; `BULKHEAD_LAB` is set where the machine is the lab's.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub struct Environment {
     pub critest: Option<PathBuf>,
     /// The runtime handler under test.
     pub handler: Handler,
+    /// This machine is emulated, and its seconds say little about any other's.
+    pub emulated: bool,
 }
 
 /// A runtime handler, called like its sandboxer.
@@ -96,6 +98,7 @@ impl Environment {
             crictl: crictl(),
             critest: env::var_os("BULKHEAD_CRITEST").map(PathBuf::from).filter(|path| path.exists()),
             handler: Handler::from_environment()?,
+            emulated: env::var_os("BULKHEAD_LAB").is_some(),
         };
         let directory = found.bulkhead.parent().unwrap_or(Path::new("/")).to_owned();
         needed(&found.bulkhead, "make build")?;

@@ -143,6 +143,7 @@ mod tests {
             crictl: None,
             critest: None,
             handler: Handler::Qemu,
+            emulated: false,
         };
         PlainQemu::new(&environment, directory.path())?.boot().map(drop)
     }
