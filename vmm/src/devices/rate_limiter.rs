@@ -135,6 +135,14 @@ impl RateLimiter {
             .max()
     }
 
+    /// [`wait`](Self::wait) as of now. Looks at the clock only where there is a limit.
+    pub fn wait_now(&self) -> Option<Duration> {
+        if self.buckets.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return None;
+        }
+        self.wait(Instant::now())
+    }
+
     /// An operation of so many bytes took place.
     pub fn charge(&self, bytes: u64) {
         for (unit, bucket) in &mut *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -23,10 +23,16 @@ pub trait Handler: Send + 'static {
     /// the start; the descriptors stay open while the worker runs.
     fn watched(&self) -> Vec<(RawFd, u64)>;
 
+    /// Descriptors to watch for becoming readable or writable, which is told once: one that stays so, while nobody can do
+    /// anything about it, does not wake the thread again. Otherwise like [`watched`](Self::watched).
+    fn watched_for_edges(&self) -> Vec<(RawFd, u64)> {
+        Vec::new()
+    }
+
     /// On the worker's thread, before anything else.
     fn begin(&mut self, _stop: &Stop) {}
 
-    /// A descriptor is readable. What takes long looks at `stop` in between.
+    /// A descriptor is ready. What takes long looks at `stop` in between.
     fn handle(&mut self, token: u64, stop: &Stop);
 
     /// On the worker's thread, after everything else.
@@ -89,9 +95,12 @@ impl<H: Handler> Worker<H> {
     fn start_empty(name: &str, handler: &H) -> io::Result<(Self, Sender<H>)> {
         let epoll = Epoll::new()?;
         let wake = new_eventfd()?;
-        watch(&epoll, wake.as_raw_fd(), STOP)?;
+        watch(&epoll, wake.as_raw_fd(), STOP, EventSet::IN)?;
         for (fd, token) in handler.watched() {
-            watch(&epoll, fd, token)?;
+            watch(&epoll, fd, token, EventSet::IN)?;
+        }
+        for (fd, token) in handler.watched_for_edges() {
+            watch(&epoll, fd, token, EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED)?;
         }
         let stop = Stop::default();
         let flag = stop.clone();
@@ -140,8 +149,8 @@ pub fn clear(event: &EventFd) {
     let _ = event.read();
 }
 
-fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
-    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+fn watch(epoll: &Epoll, fd: RawFd, token: u64, events: EventSet) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
 }
 
 fn serve<H: Handler>(epoll: &Epoll, handler: &mut H, stop: &Stop) {

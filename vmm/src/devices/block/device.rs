@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtio_queue::Queue;
 
@@ -187,7 +187,7 @@ impl BlockDevice {
             if !io.has_room() {
                 break;
             }
-            turn.wait = self.limiter.wait(Instant::now());
+            turn.wait = self.limiter.wait_now();
             if turn.wait.is_some() {
                 break;
             }

@@ -284,13 +284,15 @@ pub struct NetPair {
     pub(super) overflow: Vec<u8>,
     /// A frame that was received before there were buffers for it.
     pub(super) pending: Vec<u8>,
+    /// Small frames to come before no large one is expected.
+    pub(super) large_expected: u8,
 }
 
 impl NetPair {
     /// Pair `index` of the device.
     #[must_use]
     pub fn new(device: Arc<NetDevice>, index: u16) -> Self {
-        Self { device, index, overflow: vec![0; HEADER_LEN + MAX_FRAME + 1], pending: Vec::new() }
+        Self { device, index, overflow: vec![0; HEADER_LEN + MAX_FRAME + 1], pending: Vec::new(), large_expected: 0 }
     }
 
     /// Index of the queue that carries frames to the guest.

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::VolatileSlice;
@@ -16,6 +15,10 @@ use crate::devices::{BrokenQueue, GuestRam, queue};
 
 /// Frames in one turn.
 const BUDGET: usize = 256;
+/// Room that is collected while frames are small: an Ethernet frame of the usual length.
+const USUAL_ROOM: usize = HEADER_LEN + 1514;
+/// Small frames in a row after which no large one is expected any more.
+const LARGE_EXPECTED: u8 = 32;
 /// Room that is collected when frames are not merged from segments: a jumbo frame.
 const SMALL_ROOM: usize = HEADER_LEN + 9018;
 /// Where `num_buffers` stands in the header.
@@ -120,11 +123,13 @@ impl NetPair {
     fn receive_frames(&mut self, room: &mut Room<'_, '_>) -> Result<Wait, BrokenQueue> {
         let device = self.device.clone();
         let merged = device.accepted(MRG_RXBUF);
-        let usual = if device.accepted(GUEST_LARGE) { HEADER_LEN + MAX_FRAME } else { SMALL_ROOM };
+        let most = if device.accepted(GUEST_LARGE) { HEADER_LEN + MAX_FRAME } else { SMALL_ROOM };
         for _ in 0..BUDGET {
-            if let Some(wait) = device.rx_limit.wait(Instant::now()) {
+            if let Some(wait) = device.rx_limit.wait_now() {
                 return Ok(Wait::Time(wait));
             }
+            // Chains for the largest frame are many: taken for each small one and put back, they would cost more than it.
+            let usual = if self.large_expected > 0 { most } else { USUAL_ROOM };
             room.fill(&device, usual.max(self.pending.len()), merged)?;
             if room.held.is_empty() {
                 return Ok(Wait::Driver);
@@ -157,6 +162,7 @@ impl NetPair {
                 continue;
             }
             room.commit(len)?;
+            self.large_expected = if len > USUAL_ROOM { LARGE_EXPECTED } else { self.large_expected.saturating_sub(1) };
             device.rx_limit.charge((len - HEADER_LEN) as u64);
             NetCounters::add(&device.counters.rx_frames, 1);
             NetCounters::add(&device.counters.rx_bytes, len - HEADER_LEN);

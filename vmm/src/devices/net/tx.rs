@@ -1,7 +1,6 @@
 //! Frames from the guest.
 
 use std::io;
-use std::time::Instant;
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 
@@ -44,7 +43,7 @@ impl NetPair {
     fn send_frames(&self, ram: &GuestRam, tx: &mut Queue, index: usize) -> Result<Wait, BrokenQueue> {
         let device = &self.device;
         for _ in 0..BUDGET {
-            if let Some(wait) = device.tx_limit.wait(Instant::now()) {
+            if let Some(wait) = device.tx_limit.wait_now() {
                 return Ok(Wait::Time(wait));
             }
             let Some(chain) = queue::pop(ram, tx, index)? else {

@@ -1,9 +1,7 @@
 //! A network device behind a transport: one thread for each queue pair.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-
-use rustix::event::{Timespec, epoll};
 
 use super::features::MQ;
 use super::{CONTROL_QUEUE_SIZE, DEVICE_TYPE, NetDevice, NetPair, QUEUE_SIZE, Turn, Wait};
@@ -142,8 +140,6 @@ struct PairWorker {
     tx: Direction,
     control: Option<ActiveQueue>,
     control_broken: bool,
-    /// Watches the backend for edges: what stays readable while the guest has no buffers must not wake the thread.
-    edges: OwnedFd,
     interrupt: Arc<dyn Interrupt>,
 }
 
@@ -155,14 +151,11 @@ impl PairWorker {
         control: Option<ActiveQueue>,
         interrupt: Arc<dyn Interrupt>,
     ) -> std::io::Result<Self> {
-        let edges = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-        epoll::add(&edges, pair.backend().as_fd(), epoll::EventData::new_u64(0), flags)?;
         let direction = |active| {
             Ok::<_, std::io::Error>(Direction { active, wait: Wait::Nothing, timer: RetryTimer::new()?, broken: false })
         };
         let (rx, tx) = (direction(rx)?, direction(tx)?);
-        Ok(Self { pair, ram, rx, tx, control, control_broken: false, edges, interrupt })
+        Ok(Self { pair, ram, rx, tx, control, control_broken: false, interrupt })
     }
 
     /// Takes turns until both directions wait for something.
@@ -177,13 +170,6 @@ impl PairWorker {
                 self.rx.after(turn, self.interrupt.as_ref());
             }
         }
-    }
-
-    /// True when the backend may have become readable or writable.
-    fn take_edges(&self) -> bool {
-        let mut events = Vec::with_capacity(1);
-        let took = epoll::wait(&self.edges, rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default()));
-        took.is_ok() && !events.is_empty()
     }
 
     fn obey(&mut self, stop: &Stop) {
@@ -247,12 +233,15 @@ impl Handler for PairWorker {
         let mut watched = vec![
             (self.rx.active.kick.as_raw_fd(), RX),
             (self.tx.active.kick.as_raw_fd(), TX),
-            (self.edges.as_raw_fd(), BACKEND),
             (self.rx.timer.as_fd().as_raw_fd(), RX_TIMER),
             (self.tx.timer.as_fd().as_raw_fd(), TX_TIMER),
         ];
         watched.extend(self.control.as_ref().map(|control| (control.kick.as_raw_fd(), CONTROL)));
         watched
+    }
+
+    fn watched_for_edges(&self) -> Vec<(RawFd, u64)> {
+        vec![(self.pair.backend().as_fd().as_raw_fd(), BACKEND)]
     }
 
     fn begin(&mut self, stop: &Stop) {
@@ -273,10 +262,8 @@ impl Handler for PairWorker {
                 self.tx.wake(is_driver);
             }
             BACKEND => {
-                if self.take_edges() {
-                    self.rx.wake(|wait| wait == Wait::Backend);
-                    self.tx.wake(|wait| wait == Wait::Backend);
-                }
+                self.rx.wake(|wait| wait == Wait::Backend);
+                self.tx.wake(|wait| wait == Wait::Backend);
             }
             RX_TIMER => {
                 self.rx.timer.clear();
