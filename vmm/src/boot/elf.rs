@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use vm_memory::{GuestAddress, GuestMemory};
 
-use super::BootError;
+use super::{BootError, huge_pages};
 use crate::devices::GuestRam;
 use crate::devices::slices::GuestSlices;
 
@@ -48,7 +48,12 @@ struct Segment {
 /// When the file is no x86-64 kernel with a PVH entry, or does not fit the guest's memory.
 pub fn load(ram: &GuestRam, file: &File) -> Result<Kernel, BootError> {
     let (mut entry, mut end) = (None, 0);
-    for segment in segments(file)? {
+    let segments = segments(file)?;
+    let loaded = || segments.iter().filter(|segment| segment.kind == PT_LOAD);
+    let first = loaded().map(|segment| segment.address).min().unwrap_or(0);
+    let last = loaded().filter_map(|segment| segment.address.checked_add(segment.memory_len)).max().unwrap_or(0);
+    huge_pages::prefer(ram, first, last);
+    for segment in segments {
         match segment.kind {
             PT_LOAD => {
                 copy(ram, file, &segment)?;

@@ -22,6 +22,8 @@ pub const HIGH_START: u64 = 0x10_0000;
 pub const HOLE_START: u64 = 0xc000_0000;
 /// Memory that did not fit below the hole.
 pub const HIGH_MEMORY: u64 = 1 << 32;
+/// Of the host; memory is aligned to it.
+pub const HUGE_PAGE: u64 = 2 << 20;
 /// The first device's registers.
 pub const MMIO: u64 = 0xd000_0000;
 /// Each device's registers and configuration space.

@@ -1,9 +1,10 @@
 //! Puts a kernel and what it needs to know into the memory of a new guest. x86-64.
 //!
 //! * [`layout`]: the guest's address space. * [`elf`]: the kernel. * [`pvh`]: what it is told.
-//! * [`mp_table`]: processors and interrupts.
+//! * [`mp_table`]: processors and interrupts. * [`huge_pages`]: what the host holds it in.
 
 pub mod elf;
+pub mod huge_pages;
 pub mod layout;
 pub mod mp_table;
 pub mod pvh;
