@@ -7,7 +7,7 @@ PROFILE ?= release
 export PREFIX PROFILE
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest deps test test-all demo bench bench-cri lint fuzz install clean
+.PHONY: help build guest deps test test-all demo bench bench-cri bench-vmm lint fuzz install clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -35,6 +35,9 @@ bench: ## Measure, and write a table
 
 bench-cri: ## Measure the CRI's verbs beside containerd and runc, and write tables
 	@scripts/bench-cri.sh
+
+bench-vmm: ## Compare the monitor with QEMU (and FIRECRACKER=path) in the lab, and write a table
+	@scripts/bench-vmm.sh
 
 lint: ## Check format and lints
 	@scripts/lint.sh

@@ -6,7 +6,7 @@
 //! * [`images`]: images built on the spot, and how they reach a registry.
 //! * [`cri`], [`crictl`], [`pod`]: three ways to talk to the daemon: typed, as people do, and in whole pods.
 //! * [`leaks`]: what a suite must not leave behind; [`faults`]: a registry that misbehaves.
-//! * [`environment`], [`command`], [`http`], [`wait`]: the small things.
+//! * [`environment`], [`command`], [`http`], [`initramfs`], [`wait`]: the small things.
 
 pub mod cni;
 pub mod command;
@@ -19,6 +19,7 @@ pub mod faults;
 pub mod fixture;
 pub mod http;
 pub mod images;
+pub mod initramfs;
 pub mod leaks;
 pub mod logs;
 pub mod pod;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bulkhead_tests::command;
 use bulkhead_tests::environment::Environment;
+use bulkhead_tests::initramfs::{entry, program, trailer};
 
 /// `reboot(LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_RESTART, NULL)`, then a loop.
 const CODE: [u8; 27] = [
@@ -18,8 +19,6 @@ const CODE: [u8; 27] = [
     0x0f, 0x05, // syscall
     0xeb, 0xfe, // jmp to itself
 ];
-const BASE: u64 = 0x40_0000;
-const HEADERS: u64 = 64 + 56;
 const INIT: &str = "end-at-once";
 
 /// A plain QEMU with everything it boots.
@@ -37,8 +36,8 @@ impl PlainQemu {
     pub fn new(environment: &Environment, directory: &Path) -> Result<Self> {
         let mut archive = fs::read(&environment.initramfs)?;
         archive.resize(archive.len().next_multiple_of(4), 0);
-        archive.extend_from_slice(&entry(INIT, 0o100_755, &program()));
-        archive.extend_from_slice(&entry("TRAILER!!!", 0, &[]));
+        archive.extend_from_slice(&entry(INIT, 0o100_755, &program(&CODE)));
+        archive.extend_from_slice(&trailer());
         let initramfs = directory.join("plain-initramfs");
         fs::write(&initramfs, archive)?;
         Ok(Self { kernel: environment.kernel.clone(), initramfs })
@@ -83,41 +82,6 @@ impl PlainQemu {
         ensure!(!output.stdout.contains("panic"), "the kernel did not reach init: {output}");
         Ok(took)
     }
-}
-
-/// A static ELF program of one segment.
-fn program() -> Vec<u8> {
-    let size = HEADERS + CODE.len() as u64;
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
-    put(&2_u16.to_le_bytes()); // executable
-    put(&62_u16.to_le_bytes()); // x86-64
-    put(&1_u32.to_le_bytes());
-    for word in [BASE + HEADERS, 64, 0] {
-        put(&word.to_le_bytes()); // entry, program headers, section headers
-    }
-    put(&0_u32.to_le_bytes());
-    for half in [64_u16, 56, 1, 0, 0, 0] {
-        put(&half.to_le_bytes());
-    }
-    put(&1_u32.to_le_bytes()); // PT_LOAD
-    put(&5_u32.to_le_bytes()); // readable, executable
-    for word in [0, BASE, BASE, size, size, 4096] {
-        put(&word.to_le_bytes());
-    }
-    put(&CODE);
-    elf
-}
-
-/// A file in a cpio archive of the kind "newc".
-fn entry(name: &str, mode: usize, content: &[u8]) -> Vec<u8> {
-    let fields = [0, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0].map(|n| format!("{n:08x}"));
-    let mut bytes = format!("070701{}{name}\0", fields.concat()).into_bytes();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes.extend_from_slice(content);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 #[cfg(test)]
