@@ -57,6 +57,8 @@ pub struct DaemonConfig {
     /// The handler of pods that name none; empty: "microvm" where the KVM self-test passes, else "qemu", as far as there are
     /// handlers of these names.
     pub default_runtime: String,
+    /// Whether a crash of the daemon may leave a core dump. It would hold pull secrets.
+    pub core_dumps: bool,
 }
 
 /// Who makes the cgroups of pods. The kubelet must use the same.
@@ -151,6 +153,7 @@ impl Default for DaemonConfig {
             cgroup_driver: CgroupDriver::default(),
             log: "info".into(),
             default_runtime: String::new(),
+            core_dumps: false,
         }
     }
 }

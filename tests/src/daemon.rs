@@ -53,6 +53,8 @@ pub struct Settings {
     pub image: String,
     /// Whole tables put at the end.
     pub more: String,
+    /// Searched for programs before all others.
+    pub programs: Option<PathBuf>,
 }
 
 impl Settings {
@@ -73,6 +75,7 @@ impl Settings {
             // A test of a broken registry should not wait as long as a node would.
             image: "attempts = 2\nretry_delay_ms = 50\nstall_timeout_s = 3\n".into(),
             more: String::new(),
+            programs: None,
         }
     }
 
@@ -155,7 +158,13 @@ impl Daemon {
     /// As [`Self::start`].
     pub fn start_again(&mut self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log())?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(programs) = &self.settings.programs {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            command
+                .env("PATH", std::env::join_paths([programs.clone()].into_iter().chain(std::env::split_paths(&path)))?);
+        }
+        let child = command
             .args(["serve", "--config"])
             .arg(self.settings.file())
             .stdin(Stdio::null())
@@ -220,6 +229,19 @@ impl Daemon {
         let status = self.signal(Signal::TERM)?;
         ensure!(status.success(), "the daemon ended with {status} when it was told to stop:\n{}", self.log_tail(20));
         Ok(())
+    }
+
+    /// SIGHUP; waits until the log, from here on, has `word`.
+    ///
+    /// # Errors
+    /// When it does not run or says nothing of the kind.
+    pub fn reload(&self, word: &str) -> Result<()> {
+        let offset = fs::metadata(self.log())?.len();
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the daemon does not run")?;
+        kill_process(pid, Signal::HUP)?;
+        wait::until(&format!("{word:?} in the daemon's log"), STOPPED, || {
+            Ok(tail(&self.log(), offset, usize::MAX).contains(word).then_some(()))
+        })
     }
 
     fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {

@@ -8,6 +8,7 @@
 //! * [`leaks`]: what a suite must not leave behind; [`faults`]: a registry that misbehaves.
 //! * [`environment`], [`command`], [`http`], [`initramfs`], [`wait`]: the small things.
 
+pub mod certificates;
 pub mod cni;
 pub mod command;
 pub mod cri;
@@ -26,4 +27,5 @@ pub mod pod;
 pub mod registry;
 pub mod streaming;
 pub mod suite;
+pub mod token_server;
 pub mod wait;

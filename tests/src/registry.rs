@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::certificates::Signed;
 use crate::images::Target;
 use crate::wait;
 
@@ -33,7 +34,7 @@ impl Registry {
     /// # Errors
     /// When it does not start; its own words are in the message.
     pub fn start(directory: &Path) -> Result<Self> {
-        Self::launch(directory, false)
+        Self::launch(directory, &directory.join("storage"), "", "")
     }
 
     /// Starts one that wants [`USER`] and [`PASSWORD`].
@@ -41,22 +42,45 @@ impl Registry {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with_password(directory: &Path) -> Result<Self> {
-        Self::launch(directory, true)
+        fs::create_dir_all(directory)?;
+        let file = directory.join("htpasswd");
+        fs::write(&file, HTPASSWD)?;
+        let auth = format!("auth: {{htpasswd: {{realm: bulkhead, path: {}}}}}\n", file.display());
+        let mut registry = Self::launch(directory, &directory.join("storage"), "", &auth)?;
+        registry.credentials = Some((USER.to_owned(), PASSWORD.to_owned()));
+        Ok(registry)
     }
 
-    fn launch(directory: &Path, password: bool) -> Result<Self> {
-        let storage = directory.join("storage");
+    /// Starts a second one on the storage of this one, with TLS; with `guarded`, only those are served that have a
+    /// certificate of the same authority.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with_tls(&self, directory: &Path, signed: &Signed, guarded: bool) -> Result<Self> {
+        let mut tls = format!(", tls: {{certificate: {}, key: {}", signed.certificate.display(), signed.key.display());
+        if guarded {
+            tls.push_str(&format!(", clientcas: [{}]", signed.authority.display()));
+        }
+        Self::launch(directory, &self.storage, &(tls + "}"), "")
+    }
+
+    /// Starts a second one on the storage of this one, with lines of its own in the configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn with_lines(&self, directory: &Path, lines: &str) -> Result<Self> {
+        Self::launch(directory, &self.storage, "", lines)
+    }
+
+    fn launch(directory: &Path, storage: &Path, http: &str, more: &str) -> Result<Self> {
+        let storage = storage.to_owned();
+        fs::create_dir_all(directory)?;
         fs::create_dir_all(&storage)?;
-        let mut text = format!(
+        let text = format!(
             "version: 0.1\nlog: {{level: info, formatter: text}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:0'}}\n",
+             http: {{addr: '127.0.0.1:0'{http}}}\n{more}",
             storage.display()
         );
-        if password {
-            let file = directory.join("htpasswd");
-            fs::write(&file, HTPASSWD)?;
-            text.push_str(&format!("auth: {{htpasswd: {{realm: bulkhead, path: {}}}}}\n", file.display()));
-        }
         let config = directory.join("config.yml");
         fs::write(&config, text)?;
         let log = directory.join("registry.log");
@@ -78,8 +102,7 @@ impl Registry {
             }
             Ok(listening(&said))
         })?;
-        let credentials = password.then(|| (USER.to_owned(), PASSWORD.to_owned()));
-        Ok(Self { address, storage, credentials, child })
+        Ok(Self { address, storage, credentials: None, child })
     }
 
     /// Where to push.

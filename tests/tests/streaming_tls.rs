@@ -1,11 +1,11 @@
 //! Exec and port-forward over TLS by crictl, and WebSocket's base64 protocols by a client of our own.
 
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use bulkhead_tests::command;
+use bulkhead_tests::certificates;
 use bulkhead_tests::environment::Environment;
 use bulkhead_tests::fixture::Fixture;
 use bulkhead_tests::images::busybox;
@@ -33,7 +33,7 @@ impl SuiteFixture for Tls {
         let busybox = busybox::find()?;
         let (mut certificate, mut key) = (PathBuf::new(), PathBuf::new());
         let f = Fixture::start_with(environment, |registry, settings| {
-            (certificate, key) = make_certificate(&settings.directory)?;
+            (certificate, key) = certificates::self_signed(&settings.directory, "streaming")?;
             settings.more = format!("[streaming]\ntls_cert = {certificate:?}\ntls_key = {key:?}\n");
             Catalogue::new(&busybox)?.push(&registry.target())
         })?;
@@ -47,17 +47,6 @@ impl SuiteFixture for Tls {
     fn finish(self) -> Result<()> {
         self.f.finish()
     }
-}
-
-fn make_certificate(directory: &Path) -> Result<(PathBuf, PathBuf)> {
-    std::fs::create_dir_all(directory)?;
-    let (certificate, key) = (directory.join("streaming.pem"), directory.join("streaming.key"));
-    let (out, keyout) = (certificate.to_string_lossy(), key.to_string_lossy());
-    let names = "subjectAltName=IP:127.0.0.1,DNS:localhost";
-    let request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
-    let rest = ["-subj", "/CN=localhost", "-addext", names, "-keyout", &keyout, "-out", &out];
-    command::run("openssl", &[&request[..], &rest[..]].concat(), Duration::from_secs(60))?.success()?;
-    Ok((certificate, key))
 }
 
 fn sleeper(f: &Fixture, name: &str) -> Result<(Pod, Container)> {

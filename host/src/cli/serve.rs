@@ -27,6 +27,11 @@ pub(super) fn serve(path: Option<&Path>) -> anyhow::Result<()> {
         Ok((before, now)) => tracing::info!(before, now, "descriptors that may be open at once (RLIMIT_NOFILE)"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open descriptors (RLIMIT_NOFILE)"),
     }
+    // What a crash would write to the disk holds pull secrets.
+    if !config.daemon.core_dumps {
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .context("cannot forbid core dumps")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(config))
 }
@@ -44,6 +49,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     sandbox::recover(&node).await?;
     container::recover(&node).await;
     tokio::spawn(streaming::serve(node.clone(), clients));
+    tokio::spawn(reload_at_hangup(node.images.clone())?);
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving CRI v1");
     server::serve(node, listener, &socket, stop_signal()?).await?;
@@ -154,6 +160,20 @@ fn warn_of_emulation(config: &Config, abilities: &HostAbilities) {
             );
         }
     }
+}
+
+/// SIGHUP: the files of the image service are read again.
+fn reload_at_hangup(images: Images) -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            match images.reload().await {
+                Ok(()) => tracing::info!("SIGHUP: registries.conf was read again"),
+                Err(error) => tracing::error!(error = %crate::error_text(&error), "SIGHUP: all stays as it was"),
+            }
+        }
+    })
 }
 
 fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {

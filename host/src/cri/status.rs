@@ -4,7 +4,7 @@ use tonic::{Code, Status};
 
 use crate::container::ContainerError;
 use crate::error_text;
-use crate::image::{PullError, RemoveError};
+use crate::image::{PullError, RemoveError, SourceError};
 use crate::node::LookupError;
 use crate::sandbox::SandboxError;
 use crate::streaming::TooMany;
@@ -68,11 +68,17 @@ impl From<ContainerError> for Status {
 impl From<PullError> for Status {
     fn from(error: PullError) -> Self {
         let text = error_text(&error);
-        match &error {
-            PullError::RegistryUnavailable { .. } => Self::unavailable(format!("RegistryUnavailable: {text}")),
+        let cause = match &error {
+            PullError::Everywhere { cause, .. } => cause,
+            other => other,
+        };
+        match cause {
+            cause if cause.is_registry_unavailable() => Self::unavailable(format!("RegistryUnavailable: {text}")),
             PullError::NotFound { .. } => Self::not_found(text),
             PullError::Unauthorized { .. } => Self::unauthenticated(text),
-            PullError::InvalidReference(_) => Self::invalid_argument(text),
+            PullError::Name(_) | PullError::Source { cause: SourceError::Blocked { .. }, .. } => {
+                Self::invalid_argument(text)
+            }
             _ => Self::internal(text),
         }
     }

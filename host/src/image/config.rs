@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::registries::conf;
+
 /// Image store and registries.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -13,9 +15,19 @@ pub struct ImageStoreConfig {
     pub root: PathBuf,
     /// Which manifest of a multi-platform image is taken.
     pub platform: PlatformConfig,
+    /// containers-registries.conf(5), with its drop-ins in the folder of the same name and `.d`. A file that is named must
+    /// exist; empty: `/etc/containers/registries.conf` where it exists.
+    pub registries_conf: PathBuf,
+    /// Folders of certificates by registry, containers-certs.d(5).
+    pub certs_dirs: Vec<PathBuf>,
+    /// containerd's tree of `hosts.toml` files (its `config_path`); empty: none.
+    pub hosts_dir: PathBuf,
+    /// Credentials of the node itself, containers-auth.json(5) or Docker's config.json; the first with an entry wins, and
+    /// files need not exist.
+    pub auth_files: Vec<PathBuf>,
     /// Registries (`host[:port]`) that are spoken to without TLS. Loopback addresses fall back to plain HTTP by themselves.
     pub plain_http: Vec<String>,
-    /// Where a registry or part of it is fetched from instead; the longest prefix wins.
+    /// Where a registry or part of it is fetched from instead; like `[[registry]]` in registries.conf, and comes last.
     pub registry: Vec<RegistryRule>,
     /// Layers in transfer at one time, over all pulls.
     pub max_concurrent_downloads: usize,
@@ -65,11 +77,26 @@ pub struct ImageLimits {
     pub layer_entries: u64,
 }
 
+impl From<&RegistryRule> for conf::Registry {
+    fn from(rule: &RegistryRule) -> Self {
+        let trimmed = |text: &str| text.trim_end_matches('/').to_owned();
+        Self { prefix: trimmed(&rule.prefix), location: trimmed(&rule.location), ..Self::default() }
+    }
+}
+
 impl Default for ImageStoreConfig {
     fn default() -> Self {
         Self {
             root: "/var/lib/bulkhead/images".into(),
             platform: PlatformConfig::default(),
+            registries_conf: PathBuf::new(),
+            certs_dirs: vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
+            hosts_dir: PathBuf::new(),
+            auth_files: vec![
+                "/run/containers/0/auth.json".into(),
+                "/root/.config/containers/auth.json".into(),
+                "/root/.docker/config.json".into(),
+            ],
             plain_http: Vec::new(),
             registry: Vec::new(),
             max_concurrent_downloads: 6,

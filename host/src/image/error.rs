@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::credentials::AuthError;
 use super::digest::Digest;
-use super::reference::ReferenceError;
+use super::registries::{ConfError, NameError, SourceError};
 use super::registry::{ManifestError, RegistryError};
 
 /// Something about the store's files.
@@ -91,6 +92,9 @@ pub enum OpenError {
     /// `[[image.registry]]` or `plain_http`.
     #[error("configuration of the image store: {0}")]
     Config(String),
+    /// registries.conf and its drop-ins.
+    #[error(transparent)]
+    Registries(#[from] ConfError),
     /// Files.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -101,7 +105,40 @@ pub enum OpenError {
 pub enum PullError {
     /// The name.
     #[error(transparent)]
-    InvalidReference(#[from] ReferenceError),
+    Name(#[from] NameError),
+    /// Nobody may or can be asked.
+    #[error("pulling {image}: {cause}")]
+    Source {
+        /// As asked for.
+        image: String,
+        /// Why.
+        cause: SourceError,
+    },
+    /// Auth files and credential helpers.
+    #[error("pulling {image}: {cause}")]
+    Credentials {
+        /// As asked for.
+        image: String,
+        /// Why.
+        cause: AuthError,
+    },
+    /// Each place may serve something else.
+    #[error(
+        "pulling {image}: no host in hosts.toml has the capability for it: \"resolve\" finds the digest of a tag, \"pull\" \
+         gets what has a digest"
+    )]
+    NoSource {
+        /// As asked for.
+        image: String,
+    },
+    /// The last place that may have it failed, and so did those before.
+    #[error("{cause}; tried before: {}", .before.join("; "))]
+    Everywhere {
+        /// The last failure.
+        cause: Box<PullError>,
+        /// The earlier ones.
+        before: Vec<String>,
+    },
     /// Network trouble, 429 or 5xx to the end.
     #[error("pulling {image}: {cause}")]
     RegistryUnavailable {
@@ -261,6 +298,7 @@ impl PullError {
         match self {
             Self::RegistryUnavailable { .. } => true,
             Self::Interrupted { cause, .. } => cause.is_unavailable(),
+            Self::Everywhere { cause, .. } => cause.is_registry_unavailable(),
             _ => false,
         }
     }
@@ -268,7 +306,44 @@ impl PullError {
     /// Whether the store has no room.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Store { cause: StoreError::DiskFull { .. }, .. })
+        match self {
+            Self::Everywhere { cause, .. } => cause.is_disk_full(),
+            _ => matches!(self, Self::Store { cause: StoreError::DiskFull { .. }, .. }),
+        }
+    }
+
+    /// Whether another registry, asked for the same, may do better.
+    pub(crate) fn is_the_registrys(&self) -> bool {
+        matches!(
+            self,
+            Self::RegistryUnavailable { .. }
+                | Self::Credentials { .. }
+                | Self::NotFound { .. }
+                | Self::Unauthorized { .. }
+                | Self::Registry { .. }
+                | Self::Manifest { .. }
+                | Self::Config { .. }
+                | Self::DigestMismatch { .. }
+                | Self::TooManyBytes { .. }
+                | Self::Interrupted { .. }
+        )
+    }
+
+    /// The last of several failures, with the earlier ones.
+    pub(crate) fn all(image: &str, mut failures: Vec<Self>) -> Self {
+        match failures.pop() {
+            Some(last) => last.after(failures),
+            None => Self::NoSource { image: image.to_owned() },
+        }
+    }
+
+    /// Adds what went wrong at other places first.
+    pub(crate) fn after(self, before: Vec<Self>) -> Self {
+        if before.is_empty() {
+            return self;
+        }
+        let before = before.iter().map(|error| crate::error_text(error)).collect();
+        Self::Everywhere { cause: Box::new(self), before }
     }
 }
 

@@ -100,6 +100,29 @@ impl Reference {
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 
+    /// Whether a name has no registry, so that it is the configuration's to say which one is meant.
+    #[must_use]
+    pub fn is_short(text: &str) -> bool {
+        let (name, _) = Self::split_suffix(text);
+        !name.split_once('/').is_some_and(|(first, _)| is_registry(first))
+    }
+
+    /// The name, and `[:tag][@digest]` behind it.
+    #[must_use]
+    pub fn split_suffix(text: &str) -> (&str, &str) {
+        let name = text.split('@').next().unwrap_or_default();
+        let name = match name.rfind(':') {
+            Some(colon) if !name[colon..].contains('/') => &name[..colon],
+            _ => name,
+        };
+        text.split_at(name.len())
+    }
+
+    /// Whether `text` can be a repository.
+    pub(crate) fn is_repository(text: &str) -> bool {
+        check_repository(text).is_ok()
+    }
+
     /// `host[:port]`; `docker.io` for short names.
     #[must_use]
     pub fn registry(&self) -> &str {
@@ -167,9 +190,13 @@ impl fmt::Display for Reference {
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some(("index.docker.io", rest)) => (DEFAULT_REGISTRY, rest),
-        Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) => (first, rest),
+        Some((first, rest)) if is_registry(first) => (first, rest),
         _ => (DEFAULT_REGISTRY, name),
     }
+}
+
+fn is_registry(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':'])
 }
 
 /// Whether `text` is `host`, `host:port` or `[v6]:port`.
@@ -263,6 +290,18 @@ mod tests {
         assert_eq!(whole("localhost:5000/x:tag"), "localhost:5000/x:tag");
         assert_eq!(whole("[::1]:5000/x"), "[::1]:5000/x:latest");
         assert_eq!(whole("registry.k8s.io/a/b__c-d.e:v1.2_3"), "registry.k8s.io/a/b__c-d.e:v1.2_3");
+    }
+
+    #[test]
+    fn names_without_registry_are_short() {
+        for short in ["busybox", "busybox:1", "user/app@sha256:0", "host/x"] {
+            assert!(Reference::is_short(short), "{short}");
+        }
+        for whole in ["a.org/x", "localhost/x", "host:5000/x:1", "docker.io/x"] {
+            assert!(!Reference::is_short(whole), "{whole}");
+        }
+        assert_eq!(Reference::split_suffix("h:5/x:1@d:2"), ("h:5/x", ":1@d:2"));
+        assert_eq!(Reference::split_suffix("h:5/x"), ("h:5/x", ""));
     }
 
     #[test]

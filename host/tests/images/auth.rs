@@ -1,15 +1,15 @@
 //! Who may pull: passwords, tokens, and what messages say about them.
 
 use base64::Engine as _;
-use bulkhead::image::{Credentials, PullError};
+use bulkhead::image::{Credentials, PullError, PullSecret};
 
 use super::fixture::{Content, Recipe, tar};
 use super::registry::Registry;
 use super::server::{Reply, Server};
 use super::{Place, assert_says, failure, pull};
 
-fn basic(username: &str, password: &str) -> Option<Credentials> {
-    Some(Credentials::Basic { username: username.into(), password: password.into() })
+fn basic(username: &str, password: &str) -> Option<PullSecret> {
+    Some(Credentials::Basic { username: username.into(), password: password.into() }.into())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +67,7 @@ async fn a_token_from_a_token_server() {
     assert_says(&failure(&place, &images, &name).await, &["refuses manifest 1 to no credentials (401"]);
     let error = images.pull(&name, basic("u", "wrong"), |_| ()).await.unwrap_err();
     assert_says(&error.to_string(), &["to user \"u\" (401"]);
-    let error = images.pull(&name, Some(Credentials::Bearer("no".into())), |_| ()).await.unwrap_err();
+    let error = images.pull(&name, Some(Credentials::Bearer("no".into()).into()), |_| ()).await.unwrap_err();
     assert_says(&error.to_string(), &["to a registry token (401"]);
     let before = server.asked("/token").len();
     images.pull(&name, basic("u", "p"), |_| ()).await.unwrap();
@@ -75,7 +75,7 @@ async fn a_token_from_a_token_server() {
     assert_eq!(asked.len(), before + 1, "one token for the whole pull");
     assert_says(&asked[before].path, &["scope=repository%3Aapp%3Apull", "service=s"]);
     images.remove(&name).await.unwrap();
-    images.pull(&name, Some(Credentials::Bearer("t".into())), |_| ()).await.unwrap();
+    images.pull(&name, Some(Credentials::Bearer("t".into()).into()), |_| ()).await.unwrap();
     drop((images, server));
     place.close();
 }

@@ -217,9 +217,15 @@ pub(super) const MESSAGES: &[Message] = &[
         &[
             ("username", H, H, "images::a_password_is_needed_and_used", ""),
             ("password", H, H, "images::a_password_is_needed_and_used", ""),
-            ("auth", H, H, "host/tests/images/auth.rs::a_token_from_a_token_server", ""),
-            ("server_address", I, I, "", "credentials go to the registry that the name says"),
-            ("identity_token", R, R, "", ""),
+            ("auth", H, H, "credentials::user_and_password_in_both_forms", ""),
+            (
+                "server_address",
+                H,
+                H,
+                "credentials::the_server_address_is_respected",
+                "empty is every registry of the pull",
+            ),
+            ("identity_token", H, H, "credentials::an_identity_token_is_exchanged", ""),
             ("registry_token", H, H, "host/tests/images/auth.rs::a_token_from_a_token_server", ""),
         ],
     ),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bulkhead_proto::cri;
 use tonic::Status;
 
-use crate::image::{Credentials, FsUsage, Image, ImageUser};
+use crate::image::{CriAuth, FsUsage, Image, ImageUser, PullSecret};
 
 pub(super) fn image(image: &Image) -> cri::Image {
     let (uid, username) = match image.config.image_user() {
@@ -41,7 +41,8 @@ pub(super) fn fs_usage(usage: &FsUsage) -> cri::FilesystemUsage {
 }
 
 /// The CRI's credentials; all fields empty is none.
-pub(super) fn credentials(auth: cri::AuthConfig) -> Result<Option<Credentials>, Status> {
-    Credentials::from_cri(&auth.username, &auth.password, &auth.auth, &auth.identity_token, &auth.registry_token)
+pub(super) fn secret(auth: cri::AuthConfig) -> Result<Option<PullSecret>, Status> {
+    let cri::AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
+    PullSecret::from_cri(CriAuth { username, password, auth, server_address, identity_token, registry_token })
         .map_err(|e| Status::invalid_argument(crate::error_text(&e)))
 }

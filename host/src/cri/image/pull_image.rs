@@ -13,8 +13,8 @@ pub(super) async fn pull_image(
     request: cri::PullImageRequest,
 ) -> Result<cri::PullImageResponse, Status> {
     let name = request.image.map(|spec| spec.image).unwrap_or_default();
-    let credentials = request.auth.map(convert::credentials).transpose()?.flatten();
-    let id = node.images.pull(&name, credentials, |_| {}).await?;
+    let secret = request.auth.map(convert::secret).transpose()?.flatten();
+    let id = node.images.pull(&name, secret, |_| {}).await?;
     tracing::info!(image = name, %id, "image pulled");
     Ok(cri::PullImageResponse { image_ref: id.to_string() })
 }

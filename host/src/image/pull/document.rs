@@ -3,11 +3,13 @@
 use oci_client::manifest::OciImageManifest;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 
+use super::sources::Sources;
 use crate::image::config::ImageStoreConfig;
 use crate::image::digest::Digest;
 use crate::image::error::PullError;
 use crate::image::image::{ConfigFile, ImageLayer};
 use crate::image::reference::Reference;
+use crate::image::registries::Source;
 use crate::image::registry::{self, Document, ManifestError, Request, Session};
 use crate::image::store::Store;
 
@@ -47,12 +49,12 @@ impl LayerSource {
 
 /// Fetches manifest and configuration for the platform.
 pub(super) async fn fetch(
-    session: &Session,
+    sources: &Sources,
     reference: &Reference,
     config: &ImageStoreConfig,
     store: &Store,
 ) -> Result<Documents, PullError> {
-    let fetcher = Fetcher { session, image: reference.to_string(), config, store };
+    let fetcher = Fetcher { sources, config, store };
     let NamedManifest { name_digest, digest, bytes: manifest_bytes, manifest } = fetcher.manifest(reference).await?;
     let (config_digest, config_bytes, config) = fetcher.config(digest, &manifest).await?;
     let layers = fetcher.layers(digest, config_digest, &manifest, &config)?;
@@ -69,8 +71,7 @@ struct NamedManifest {
 }
 
 struct Fetcher<'a> {
-    session: &'a Session,
-    image: String,
+    sources: &'a Sources,
     config: &'a ImageStoreConfig,
     store: &'a Store,
 }
@@ -82,9 +83,8 @@ impl Fetcher<'_> {
         let mut expected = reference.digest();
         let mut name_digest = None;
         for _ in 0..MAX_NESTING {
-            let (digest, content_type, bytes) = self.one_manifest(&name, expected).await?;
-            let parsed = registry::parse(&bytes, content_type.as_deref(), self.config.limits.layers);
-            match parsed.map_err(|cause| self.bad_manifest(digest, cause))? {
+            let (digest, bytes, document) = self.one_manifest(&name, expected).await?;
+            match document {
                 Document::Image(manifest) => {
                     let name_digest = name_digest.unwrap_or(digest);
                     return Ok(NamedManifest { name_digest, digest, bytes, manifest });
@@ -102,21 +102,39 @@ impl Fetcher<'_> {
         Err(self.bad_manifest(name_digest.unwrap_or(Digest::of(b"")), cause))
     }
 
-    /// One answer of the manifest endpoint.
+    /// A manifest, parsed and checked, from the first place that has it as it should be.
     async fn one_manifest(
         &self,
         name: &str,
         expected: Option<Digest>,
-    ) -> Result<(Digest, Option<String>, Vec<u8>), PullError> {
+    ) -> Result<(Digest, Vec<u8>, Document), PullError> {
         let (path, what, accept) = (format!("manifests/{name}"), format!("manifest {name}"), Document::accept());
         let request = Request { path: &path, what: &what, accept: Some(&accept), from: 0 };
-        let (headers, bytes) = self.session.fetch(request, MAX_MANIFEST).await.map_err(|e| self.registry(e))?;
+        let fits = if expected.is_some() { |source: &Source| source.pull } else { |source: &Source| source.resolve };
+        let mut asking = self.sources.asking(fits);
+        loop {
+            let session = asking.next().await?;
+            match self.manifest_of(&session, request, expected).await {
+                Err(error) => asking.failed(error)?,
+                done => return done,
+            }
+        }
+    }
+
+    async fn manifest_of(
+        &self,
+        session: &Session,
+        request: Request<'_>,
+        expected: Option<Digest>,
+    ) -> Result<(Digest, Vec<u8>, Document), PullError> {
+        let (headers, bytes) = session.fetch(request, MAX_MANIFEST).await.map_err(|e| self.registry(e))?;
         let found = Digest::of(&bytes);
         let announced = || header(&headers, "docker-content-digest").and_then(|text| text.parse().ok());
         if let Some(expected) = expected.or_else(announced) {
-            self.check(&what, expected, found)?;
+            self.check(session, request.what, expected, found)?;
         }
-        Ok((found, header(&headers, CONTENT_TYPE.as_str()).map(str::to_owned), bytes))
+        let parsed = registry::parse(&bytes, header(&headers, CONTENT_TYPE.as_str()), self.config.limits.layers);
+        Ok((found, bytes, parsed.map_err(|cause| self.bad_manifest(found, cause))?))
     }
 
     async fn config(
@@ -146,9 +164,17 @@ impl Fetcher<'_> {
     async fn config_bytes(&self, expected: Digest) -> Result<Vec<u8>, PullError> {
         let (path, what) = (format!("blobs/{expected}"), format!("image configuration {expected}"));
         let request = Request { path: &path, what: &what, accept: None, from: 0 };
-        let (_, bytes) = self.session.fetch(request, MAX_CONFIG).await.map_err(|e| self.registry(e))?;
-        self.check(&what, expected, Digest::of(&bytes))?;
-        Ok(bytes)
+        let mut asking = self.sources.asking(|source| source.pull);
+        loop {
+            let session = asking.next().await?;
+            let fetched = session.fetch(request, MAX_CONFIG).await.map_err(|e| self.registry(e));
+            let checked = fetched
+                .and_then(|(_, bytes)| self.check(&session, &what, expected, Digest::of(&bytes)).map(|()| bytes));
+            match checked {
+                Err(error) => asking.failed(error)?,
+                done => return done,
+            }
+        }
     }
 
     /// The manifest's layers with the configuration's diff ids.
@@ -176,11 +202,11 @@ impl Fetcher<'_> {
         layers.iter().zip(diff_ids).map(source).collect()
     }
 
-    fn check(&self, what: &str, expected: Digest, found: Digest) -> Result<(), PullError> {
+    fn check(&self, session: &Session, what: &str, expected: Digest, found: Digest) -> Result<(), PullError> {
         if expected == found {
             return Ok(());
         }
-        let (image, host, what) = (self.image.clone(), self.session.host().to_owned(), what.to_owned());
+        let (image, host, what) = (self.sources.image.clone(), session.host().to_owned(), what.to_owned());
         let (expected, found) = (Box::new(expected), Box::new(found));
         Err(PullError::DigestMismatch { image, host, what, expected, found })
     }
@@ -193,19 +219,23 @@ impl Fetcher<'_> {
     }
 
     fn registry(&self, cause: registry::RegistryError) -> PullError {
-        PullError::registry(&self.image, cause)
+        PullError::registry(&self.sources.image, cause)
     }
 
     fn bad_manifest(&self, digest: Digest, cause: ManifestError) -> PullError {
-        PullError::Manifest { image: self.image.clone(), digest, cause }
+        PullError::Manifest { image: self.sources.image.clone(), digest, cause }
     }
 
     fn bad_config(&self, digest: Digest, reason: String) -> PullError {
-        PullError::Config { image: self.image.clone(), digest, reason }
+        PullError::Config { image: self.sources.image.clone(), digest, reason }
     }
 
     fn no_platform(&self, available: Vec<String>) -> PullError {
-        PullError::NoMatchingPlatform { image: self.image.clone(), wanted: self.config.platform.to_string(), available }
+        PullError::NoMatchingPlatform {
+            image: self.sources.image.clone(),
+            wanted: self.config.platform.to_string(),
+            available,
+        }
     }
 }
 

@@ -11,9 +11,11 @@ use super::channel::{self, Sender};
 use super::document::LayerSource;
 use super::ingest::{self, IngestError, Ingested};
 use super::meter::Meter;
+use super::sources::Sources;
 use crate::image::background::Blocking;
 use crate::image::digest::{Digest, Hasher};
 use crate::image::error::PullError;
+use crate::image::layer::Compression;
 use crate::image::registry::{RegistryError, Request, Session};
 use crate::image::store::Lease;
 
@@ -23,7 +25,7 @@ const READ_ON: u64 = 16 << 20;
 /// All there is to know to get one layer.
 #[derive(Clone)]
 pub(super) struct LayerJob {
-    pub session: Arc<Session>,
+    pub sources: Arc<Sources>,
     /// The reference, for messages.
     pub image: String,
     /// "layer 2 of 5 (sha256:...)"
@@ -66,13 +68,31 @@ impl Puller {
             return Ok(lease);
         }
         let compression = ingest::compression(&job.source.media_type).map_err(|reason| job.bad_layer(reason))?;
+        let mut asking = job.sources.asking(|source| source.pull);
+        loop {
+            let session = asking.next().await?;
+            match self.download_from(job, &session, compression).await {
+                Err(error) => asking.failed(error)?,
+                done => return done,
+            }
+        }
+    }
+
+    async fn download_from(
+        self: &Arc<Self>,
+        job: &LayerJob,
+        session: &Session,
+        compression: Compression,
+    ) -> Result<Lease, PullError> {
         let (sender, receiver) = channel::channel();
         let (store, source, limits) = (self.store.clone(), job.source.clone(), self.config.limits);
         let work = move || ingest::ingest(&store, &source, compression, &limits, receiver);
         let ingesting = Blocking::start(&self.ingesting, work);
-        let streamed = Stream::new(job).run(sender).await;
+        let mut stream = Stream::new(job, session);
+        let streamed = stream.run(sender).await;
+        let received = stream.received;
         let ingested = ingesting.finish().await.map_err(|e| job.internal(&e))?;
-        let ingested = job.judge(streamed, ingested)?;
+        let ingested = job.judge(session, streamed, ingested).inspect_err(|_| job.meter.lost(received))?;
         let (store, image) = (self.store.clone(), job.image.clone());
         let place = move || store.place_layer(ingested.record, ingested.blob, ingested.tree);
         let placed = Blocking::start(&self.placing, place).finish().await.map_err(|e| job.internal(&e))?;
@@ -84,6 +104,7 @@ impl LayerJob {
     /// Which of the two ends of a download has the reason, when one or both failed.
     fn judge(
         &self,
+        session: &Session,
         streamed: Result<Option<Digest>, PullError>,
         ingested: Result<Ingested, IngestError>,
     ) -> Result<Ingested, PullError> {
@@ -92,19 +113,19 @@ impl LayerJob {
             return Err(PullError::Store { image: self.image.clone(), cause });
         }
         if let Some(found) = found.filter(|found| *found != self.source.digest) {
-            return Err(self.mismatch(self.what.clone(), self.source.digest, found));
+            return Err(self.mismatch(session, self.what.clone(), self.source.digest, found));
         }
         ingested.map_err(|error| match error {
             IngestError::Layer(reason) => self.bad_layer(reason),
             IngestError::DiffId(found) => {
-                self.mismatch(format!("the uncompressed {}", self.what), self.source.diff_id, found)
+                self.mismatch(session, format!("the uncompressed {}", self.what), self.source.diff_id, found)
             }
             IngestError::Store(cause) => PullError::Store { image: self.image.clone(), cause },
         })
     }
 
-    fn mismatch(&self, what: String, expected: Digest, found: Digest) -> PullError {
-        let (image, host) = (self.image.clone(), self.session.host().to_owned());
+    fn mismatch(&self, session: &Session, what: String, expected: Digest, found: Digest) -> PullError {
+        let (image, host) = (self.image.clone(), session.host().to_owned());
         let (expected, found) = (Box::new(expected), Box::new(found));
         PullError::DigestMismatch { image, host, what, expected, found }
     }
@@ -121,19 +142,20 @@ impl LayerJob {
 /// The network's side of one download.
 struct Stream<'a> {
     job: &'a LayerJob,
+    session: &'a Session,
     hasher: Hasher,
     received: u64,
 }
 
 impl<'a> Stream<'a> {
-    fn new(job: &'a LayerJob) -> Self {
-        Self { job, hasher: Hasher::default(), received: 0 }
+    fn new(job: &'a LayerJob, session: &'a Session) -> Self {
+        Self { job, session, hasher: Hasher::default(), received: 0 }
     }
 
     /// Sends the whole layer to the tar side and returns its digest; none if the tar side gave up with much still to
     /// come. A connection that breaks is taken up again where it broke.
-    async fn run(mut self, sender: Sender) -> Result<Option<Digest>, PullError> {
-        let (session, size) = (&self.job.session, self.job.source.size);
+    async fn run(&mut self, sender: Sender) -> Result<Option<Digest>, PullError> {
+        let (session, size) = (self.session, self.job.source.size);
         let path = format!("blobs/{}", self.job.source.digest);
         let mut backoff = session.backoff();
         let mut sender = Some(sender);
@@ -154,12 +176,12 @@ impl<'a> Stream<'a> {
             // A tar side that is gone has said why.
             let _ = sender.end().await;
         }
-        Ok(Some(self.hasher.finish()))
+        Ok(Some(std::mem::take(&mut self.hasher).finish()))
     }
 
     /// Reads one answer as far as it goes.
     async fn body(&mut self, mut response: reqwest::Response, sender: &mut Option<Sender>) -> Result<End, PullError> {
-        let stall = self.job.session.stall();
+        let stall = self.session.stall();
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.received };
         while self.received < self.job.source.size {
             let chunk = match tokio::time::timeout(stall, response.chunk()).await {
@@ -180,7 +202,7 @@ impl<'a> Stream<'a> {
     async fn take(&mut self, chunk: Bytes, sender: &mut Option<Sender>) -> Result<bool, PullError> {
         let (len, size) = (chunk.len() as u64, self.job.source.size);
         if len > size - self.received {
-            let (image, host) = (self.job.image.clone(), self.job.session.host().to_owned());
+            let (image, host) = (self.job.image.clone(), self.session.host().to_owned());
             return Err(PullError::TooManyBytes { image, host, what: self.job.what.clone(), size });
         }
         self.hasher.update(&chunk);

@@ -39,6 +39,11 @@ impl Meter {
         self.0.send_modify(|p| p.bytes_done += bytes);
     }
 
+    /// Bytes that came in were of no use.
+    pub fn lost(&self, bytes: u64) {
+        self.0.send_modify(|p| p.bytes_done = p.bytes_done.saturating_sub(bytes));
+    }
+
     /// A layer is complete; `bytes` of it were not counted yet.
     pub fn layer_done(&self, bytes: u64) {
         self.0.send_modify(|p| {

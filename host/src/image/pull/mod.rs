@@ -8,31 +8,36 @@ mod keep;
 mod layer;
 mod meter;
 mod run;
+mod sources;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 
 use super::background::Background;
 use super::config::ImageStoreConfig;
+use super::credentials::PullSecret;
 use super::digest::Digest;
-use super::error::{PullError, StoreError};
+use super::error::{OpenError, PullError, StoreError};
 use super::image::ImageId;
 use super::reference::Reference;
-use super::registry::{Credentials, Http};
+use super::registries::{NameError, Registries};
+use super::registry::Http;
 use super::store::{Lease, Store};
 use ingest::{IngestError, Ingested};
 use join::Joined;
 pub use meter::Progress;
 
-/// Callers with the same name and the same credentials share one pull.
-type PullKey = (Reference, Option<Credentials>);
+/// Callers with the same name and the same secret share one pull.
+type PullKey = (Reference, Option<PullSecret>);
 
 /// The pulling part of the image service.
 pub(crate) struct Puller {
     store: Arc<Store>,
     config: ImageStoreConfig,
+    registries: ArcSwap<Registries>,
     http: Arc<Http>,
     downloads: Semaphore,
     pulls: Joined<PullKey, Result<ImageId, PullError>>,
@@ -46,9 +51,10 @@ pub(crate) struct Puller {
 }
 
 impl Puller {
-    pub fn new(store: Arc<Store>, config: ImageStoreConfig) -> Self {
+    pub fn new(store: Arc<Store>, config: ImageStoreConfig, registries: Registries) -> Self {
         Self {
             store,
+            registries: ArcSwap::from_pointee(registries),
             http: Arc::new(Http::new(config.stall_timeout())),
             downloads: Semaphore::new(config.max_concurrent_downloads.max(1)),
             config,
@@ -70,19 +76,52 @@ impl Puller {
         self.store.collecting.wait().await;
     }
 
-    /// Pulls, or waits for the same pull of someone else.
+    /// Reads registries.conf again. Blocks on the disk.
+    pub fn reload(&self) -> Result<(), OpenError> {
+        self.registries.store(Arc::new(Registries::load(&self.config)?));
+        Ok(())
+    }
+
+    /// What names mean at this moment.
+    pub fn registries(&self) -> Arc<Registries> {
+        self.registries.load_full()
+    }
+
+    /// Pulls the first image of those that the name may mean.
     pub async fn pull(
         self: &Arc<Self>,
         name: &str,
-        credentials: Option<Credentials>,
+        secret: Option<PullSecret>,
         progress: impl Fn(Progress),
     ) -> Result<ImageId, PullError> {
-        let key = (Reference::parse(name)?, credentials);
+        let mut names = self.registries().to_pull(name)?;
+        let mut before = Vec::new();
+        let last = names.pop();
+        for reference in names {
+            match self.pull_one(reference, secret.clone(), &progress).await {
+                Err(error) if error.is_the_registrys() => before.push(error),
+                done => return done,
+            }
+        }
+        match last {
+            Some(last) => self.pull_one(last, secret, &progress).await.map_err(|error| error.after(before)),
+            None => Err(NameError::NoSearch { name: name.to_owned() }.into()),
+        }
+    }
+
+    /// Pulls, or waits for the same pull of someone else.
+    async fn pull_one(
+        self: &Arc<Self>,
+        reference: Reference,
+        secret: Option<PullSecret>,
+        progress: &impl Fn(Progress),
+    ) -> Result<ImageId, PullError> {
+        let key = (reference, secret);
         let meter = self.meters.of(&key);
         let mut seen = meter.watch();
         let begin = || {
-            let (puller, meter, (reference, credentials)) = (self.clone(), meter.clone(), key.clone());
-            async move { puller.run(reference, credentials, meter).await }.boxed()
+            let (puller, meter, (reference, secret)) = (self.clone(), meter.clone(), key.clone());
+            async move { puller.run(reference, secret, meter).await }.boxed()
         };
         let (mut work, _) = self.pulls.join(key.clone(), begin);
         loop {

@@ -9,28 +9,27 @@ use super::Puller;
 use super::document::{self, Documents};
 use super::layer::LayerJob;
 use super::meter::Meter;
+use super::sources::Sources;
 use crate::image::background::Blocking;
+use crate::image::credentials::PullSecret;
 use crate::image::digest::Digest;
 use crate::image::erofs::{self, BlobRef};
 use crate::image::error::{PullError, StoreError};
 use crate::image::image::{Image, ImageId};
 use crate::image::layer::Tree;
 use crate::image::reference::Reference;
-use crate::image::registry::{Credentials, Endpoint, Session};
 use crate::image::store::{LayerRecord, Lease, METADATA, Store, TempPath};
 
 impl Puller {
     pub(super) async fn run(
         self: Arc<Self>,
         reference: Reference,
-        credentials: Option<Credentials>,
+        secret: Option<PullSecret>,
         meter: Arc<Meter>,
     ) -> Result<ImageId, PullError> {
         let image = reference.to_string();
-        let endpoint = Endpoint::of(&reference, &self.config.registry);
-        let session = Session::open(self.http.clone(), &self.config, endpoint, credentials).await;
-        let session = Arc::new(session.map_err(|cause| PullError::registry(&image, cause))?);
-        let documents = document::fetch(&session, &reference, &self.config, &self.store).await?;
+        let sources = Arc::new(Sources::of(&self, &reference, secret).await?);
+        let documents = document::fetch(&sources, &reference, &self.config, &self.store).await?;
         meter.begin(documents.layers.len(), documents.layers.iter().map(|layer| layer.size).sum());
 
         let count = documents.layers.len();
@@ -39,7 +38,7 @@ impl Puller {
             .iter()
             .enumerate()
             .map(|(at, source)| LayerJob {
-                session: session.clone(),
+                sources: sources.clone(),
                 image: image.clone(),
                 what: format!("layer {} of {count} ({})", at + 1, source.digest),
                 source: source.clone(),

@@ -90,7 +90,9 @@ pub enum RegistryError {
         reason: String,
     },
     /// No TLS on this machine.
-    #[error("cannot set up TLS for registry {host}: {reason}; install CA certificates, or list it in image.plain_http")]
+    #[error(
+        "cannot set up TLS for registry {host}: {reason}; install CA certificates, put its own into /etc/containers/certs.d/{host}, or list it in image.plain_http"
+    )]
     Tls {
         /// `host[:port]`
         host: String,

@@ -3,7 +3,6 @@
 //! Models and media types are oci-client's. The transport is our own, because oci-client reads manifests and tokens
 //! without a bound, hashes a blob twice, and drops `Retry-After`.
 
-mod auth;
 mod challenge;
 mod endpoint;
 mod error;
@@ -13,7 +12,6 @@ mod retry;
 mod session;
 mod token;
 
-pub use auth::{Credentials, CredentialsError};
 pub(crate) use endpoint::Endpoint;
 pub use error::RegistryError;
 pub(crate) use http::Http;

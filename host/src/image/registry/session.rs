@@ -9,9 +9,11 @@ use tokio::sync::Mutex;
 
 use super::challenge::{self, Challenge};
 use super::retry::retry_after;
-use super::{Backoff, Credentials, Endpoint, Http, RegistryError};
+use super::{Backoff, Endpoint, Http, RegistryError};
 use crate::error_text;
 use crate::image::config::ImageStoreConfig;
+use crate::image::credentials::Credentials;
+use crate::image::registries::{Scheme, Source};
 
 /// Of an error's answer.
 const MAX_ERROR_BODY: usize = 8 << 10;
@@ -19,7 +21,7 @@ const MAX_ERROR_BODY: usize = 8 << 10;
 /// A repository of a registry, for the length of one pull.
 pub(crate) struct Session {
     pub(super) http: Arc<Http>,
-    pub(super) endpoint: Endpoint,
+    pub(super) source: Source,
     pub(super) tls: bool,
     pub(super) credentials: Option<Credentials>,
     /// The header that worked last.
@@ -42,39 +44,38 @@ pub(crate) struct Request<'a> {
 }
 
 impl Session {
-    /// Finds out whether the host speaks TLS; only this machine itself may fall back to plain HTTP unasked.
+    /// Finds out whether the host speaks TLS where it may do without: this machine itself, and insecure ones.
     pub async fn open(
         http: Arc<Http>,
         config: &ImageStoreConfig,
-        endpoint: Endpoint,
+        source: Source,
+        attempts: u32,
         credentials: Option<Credentials>,
     ) -> Result<Self, RegistryError> {
-        let tls = if config.plain_http.contains(&endpoint.host) {
-            false
-        } else if endpoint.is_loopback() {
-            speaks_tls(&http, &endpoint, config.stall_timeout()).await
-        } else {
-            true
+        let tls = match source.scheme {
+            Scheme::Https => true,
+            Scheme::Http => false,
+            Scheme::Either => speaks_tls(&http, &source, config.stall_timeout()).await,
         };
         let authorization = match &credentials {
-            Some(bearer @ Credentials::Bearer(_)) => secret(&bearer.header()),
+            Some(bearer @ Credentials::Bearer(_)) => bearer.header().and_then(|header| secret(&header)),
             _ => None,
         };
         Ok(Self {
             http,
-            endpoint,
+            source,
             tls,
             credentials,
             authorization: Mutex::new(authorization),
             stall: config.stall_timeout(),
-            attempts: config.attempts,
+            attempts,
             retry_delay: Duration::from_millis(config.retry_delay_ms),
         })
     }
 
     /// `host[:port]`
     pub fn host(&self) -> &str {
-        &self.endpoint.host
+        &self.source.endpoint.host
     }
 
     /// Longest silence.
@@ -138,9 +139,12 @@ impl Session {
         request: Request<'_>,
         authorization: Option<HeaderValue>,
     ) -> Result<Result<Response, String>, RegistryError> {
-        let Endpoint { host, repository } = &self.endpoint;
+        let Source { endpoint: Endpoint { host, repository }, api, namespace, headers, .. } = &self.source;
         let scheme = if self.tls { "https" } else { "http" };
-        let mut builder = self.client()?.get(format!("{scheme}://{host}/v2/{repository}/{}", request.path));
+        let client = self.client(self.tls, self.source.endpoint.is_loopback())?;
+        let namespace = namespace.as_ref().map(|name| format!("?ns={name}")).unwrap_or_default();
+        let url = format!("{scheme}://{host}{api}/{repository}/{}{namespace}", request.path);
+        let mut builder = client.get(url).headers(headers.clone());
         if let Some(accept) = request.accept {
             builder = builder.header(ACCEPT, accept);
         }
@@ -153,8 +157,9 @@ impl Session {
         Ok(self.answer(builder).await)
     }
 
-    fn client(&self) -> Result<&reqwest::Client, RegistryError> {
-        let client = self.http.client(self.tls, self.endpoint.is_loopback());
+    /// A client for this registry, or for a server that it sends us to.
+    pub(super) fn client(&self, tls: bool, loopback: bool) -> Result<reqwest::Client, RegistryError> {
+        let client = self.http.client(tls.then_some(&self.source.tls), loopback);
         client.map_err(|reason| RegistryError::Tls { host: self.host().to_owned(), reason })
     }
 
@@ -186,9 +191,10 @@ impl Session {
         let challenge = challenges.filter_map(challenge::parse).max_by_key(|c| *c != Challenge::Basic);
         let header = match (challenge, &self.credentials) {
             (Some(Challenge::Basic), Some(basic @ Credentials::Basic { .. })) if sent.is_none() => {
-                secret(&basic.header())
+                basic.header().and_then(|header| secret(&header))
             }
-            (Some(Challenge::Bearer { realm, service, scope }), None | Some(Credentials::Basic { .. })) => {
+            (Some(Challenge::Bearer { .. }), Some(Credentials::Bearer(_))) => None,
+            (Some(Challenge::Bearer { realm, service, scope }), _) => {
                 let now = self.authorization.lock().await.clone();
                 if now.is_some() && now != sent {
                     return Ok(());
@@ -267,10 +273,11 @@ pub(super) fn secret(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Whether this machine's registry speaks TLS. A certificate that is not trusted is TLS too, and a reason to fail.
-async fn speaks_tls(http: &Http, endpoint: &Endpoint, stall: Duration) -> bool {
-    let Ok(client) = http.client(true, true) else { return false };
-    let probe = client.get(format!("https://{}/v2/", endpoint.host)).timeout(stall).send();
+/// Whether a registry speaks TLS. A certificate that is not trusted is TLS too, and a reason to fail.
+async fn speaks_tls(http: &Http, source: &Source, stall: Duration) -> bool {
+    let Source { endpoint, api, tls, .. } = source;
+    let Ok(client) = http.client(Some(tls), endpoint.is_loopback()) else { return false };
+    let probe = client.get(format!("https://{}{api}/", endpoint.host)).timeout(stall).send();
     match probe.await {
         Ok(_) => true,
         Err(error) => !error.is_connect() || is_bad_certificate(&error),

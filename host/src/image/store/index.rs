@@ -62,19 +62,21 @@ impl Index {
         self.images.get(id)
     }
 
-    /// By id, id prefix, or any form of a name.
-    pub fn find(&self, name_or_id: &str) -> Option<&Arc<Image>> {
-        if let Ok(id) = name_or_id.parse() {
-            return self.get(&id);
+    /// By a whole name.
+    pub fn named(&self, name: &Reference) -> Option<&Arc<Image>> {
+        let name = match name.digest() {
+            Some(digest) => name.repo_digest(&digest),
+            None => name.repo_tag()?,
+        };
+        self.get(self.names.get(&name)?)
+    }
+
+    /// By id or id prefix.
+    pub fn by_id(&self, id: &str) -> Option<&Arc<Image>> {
+        match id.parse() {
+            Ok(id) => self.get(&id),
+            Err(_) => self.by_prefix(id.strip_prefix("sha256:").unwrap_or(id)),
         }
-        let named = Reference::parse(name_or_id).ok().and_then(|reference| {
-            let name = match reference.digest() {
-                Some(digest) => Some(reference.repo_digest(&digest)),
-                None => reference.repo_tag(),
-            };
-            self.get(self.names.get(&name?)?)
-        });
-        named.or_else(|| self.by_prefix(name_or_id.strip_prefix("sha256:").unwrap_or(name_or_id)))
     }
 
     /// The one image whose id begins so.
@@ -188,6 +190,10 @@ mod tests {
         }
     }
 
+    fn find<'i>(index: &'i Index, text: &str) -> Option<&'i Arc<Image>> {
+        Reference::parse(text).ok().and_then(|name| index.named(&name)).or_else(|| index.by_id(text))
+    }
+
     #[test]
     fn a_moved_tag_leaves_the_old_image_its_digest() {
         let mut index = Index::default();
@@ -195,12 +201,12 @@ mod tests {
         index.insert(image("new", &["docker.io/library/x:latest"], &["y"]));
         let old = index.get(&Digest::of(b"old")).unwrap();
         assert_eq!(old.repo_tags, ["docker.io/library/x:1"]);
-        assert_eq!(index.find("x").unwrap().id, Digest::of(b"new"));
-        assert_eq!(index.find(&old.repo_digests[0]).unwrap().id, old.id);
-        assert_eq!(index.find(&format!("x:9@{}", Digest::of(b"x"))).unwrap().id, old.id);
-        assert_eq!(index.find(&old.id.to_string()).unwrap().id, old.id);
-        assert_eq!(index.find(&old.id.hex()[..12]).unwrap().id, old.id);
-        assert!(index.find("y").is_none() && index.find("").is_none() && index.find("abc").is_none());
+        assert_eq!(find(&index, "x").unwrap().id, Digest::of(b"new"));
+        assert_eq!(find(&index, &old.repo_digests[0]).unwrap().id, old.id);
+        assert_eq!(find(&index, &format!("x:9@{}", Digest::of(b"x"))).unwrap().id, old.id);
+        assert_eq!(find(&index, &old.id.to_string()).unwrap().id, old.id);
+        assert_eq!(find(&index, &old.id.hex()[..12]).unwrap().id, old.id);
+        assert!(find(&index, "y").is_none() && find(&index, "").is_none() && find(&index, "abc").is_none());
     }
 
     #[test]
@@ -211,7 +217,7 @@ mod tests {
         index.insert(image("a", &["docker.io/library/a:1"], &["a"]));
         index.write(root.path(), &HashMap::new()).unwrap();
         let (again, _) = Index::read(root.path()).unwrap();
-        assert_eq!(again.find("a:1").unwrap().id, Digest::of(b"a"));
+        assert_eq!(find(&again, "a:1").unwrap().id, Digest::of(b"a"));
         std::fs::write(root.path().join("index.json"), r#"{"version":2,"what":1}"#).unwrap();
         assert!(Index::read(root.path()).unwrap_err().to_string().contains("has version 2, this version reads 1"));
         std::fs::write(root.path().join("index.json"), "{").unwrap();
