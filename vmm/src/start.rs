@@ -24,12 +24,12 @@ use crate::devices::console::Keyboard;
 use crate::devices::fs::{Fs, FsConfig, connected};
 use crate::devices::net::{Net, NetBackend, NetConfig, NetCounters, NetDevice, Tap, TapError};
 use crate::devices::rng::Rng;
-use crate::devices::virtio::VirtioDevice;
 use crate::devices::vsock::{VirtioVsock, VsockConfig, VsockDevice};
 use crate::launch::Orders;
 use crate::monitor::microvm::{self, Prepared};
 use crate::monitor::{self, Backends, MonitorError, Running};
 use crate::native;
+use crate::state::Snapshot;
 use crate::sys;
 use crate::vhost_user::{ServeError, ServerHandle, serve_block, serve_vsock};
 
@@ -251,7 +251,7 @@ fn prepare_devices(
     let (mut net_counters, handle) = (Vec::new(), balloon.handle());
     // The driver looks at it when it starts.
     handle.set_target(pages(launch.balloon_mib << 20));
-    let mut all: Vec<Box<dyn VirtioDevice>> =
+    let mut all: Vec<Box<dyn Snapshot>> =
         vec![Box::new(VirtioVsock::new(devices.vsock)), Box::new(VirtioBlock::new("images", devices.images))];
     if let Some(scratch) = devices.scratch {
         all.push(Box::new(VirtioBlock::new("scratch", scratch)));

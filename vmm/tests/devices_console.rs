@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bulkhead_vmm::devices::console::{Keyboard, RX_QUEUE, TX_QUEUE, VirtioConsole};
 use bulkhead_vmm::devices::virtio::VirtioDevice;
+use bulkhead_vmm::state::{DeviceState, Snapshot, decode, encode};
 use driver::transport::Machine;
 use driver::{BUFFERS, HOLE, readable, writable};
 use vm_memory::{Bytes, GuestAddress};
@@ -78,6 +79,31 @@ fn what_is_typed_waits_for_the_guests_buffers() {
     machine.kick(TX_QUEUE);
     machine.wait_used(TX_QUEUE);
     screen.wait(b"printed");
+}
+
+#[test]
+fn a_console_goes_on_in_another() {
+    let (mut machine, screen) = machine(None);
+    machine.ram.write_slice(b"first", GuestAddress(BUFFERS)).unwrap();
+    machine.rings[TX_QUEUE].submit(&machine.ram, &[readable(BUFFERS, 5)]);
+    machine.kick(TX_QUEUE);
+    machine.wait_used(TX_QUEUE);
+    screen.wait(b"first");
+    machine.rings[RX_QUEUE].submit(&machine.ram, &[writable(BUFFERS, 64)]);
+    let state = machine.device.suspend().unwrap();
+    assert_eq!(decode::<DeviceState>(&encode(&state).unwrap()).unwrap(), state);
+    // Printed while nobody looked.
+    machine.ram.write_slice(b" and last", GuestAddress(BUFFERS + 64)).unwrap();
+    machine.rings[TX_QUEUE].submit(&machine.ram, &[readable(BUFFERS + 64, 9)]);
+    let keyboard = Keyboard::new().unwrap();
+    keyboard.press(b"typed");
+    let console = VirtioConsole::new(Box::new(screen.clone())).with_keyboard(Some(keyboard));
+    let mut other = Machine::new(console, driver::ram(), 2, 64);
+    other.device.restore(&state).unwrap();
+    other.go_on(&state, machine).unwrap();
+    other.wait_used(TX_QUEUE);
+    screen.wait(b"first and last");
+    assert_eq!(typed(&mut other), b"typed");
 }
 
 #[test]

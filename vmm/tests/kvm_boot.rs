@@ -18,6 +18,7 @@ use bulkhead_vmm::kvm::exits::ExitKind;
 use bulkhead_vmm::kvm::machine::Position;
 use bulkhead_vmm::kvm::{Builder, End, Machine};
 use bulkhead_vmm::monitor::microvm::kernel_arguments;
+use bulkhead_vmm::state::{DeviceState, Snapshot, SnapshotError};
 use tokio::sync::mpsc::UnboundedReceiver;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -74,7 +75,7 @@ impl Guest {
 fn boot(vcpus: u8, arguments: &str, drive: Option<File>) -> Guest {
     let words = Words::default();
     let mut builder = Builder::new(vcpus, 256).unwrap();
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(VirtioConsole::new(Box::new(words.clone())))];
+    let mut devices: Vec<Box<dyn Snapshot>> = vec![Box::new(VirtioConsole::new(Box::new(words.clone())))];
     if let Some(file) = drive {
         let backend = Arc::new(RawFile::new(file, FlushPolicy::Ephemeral).unwrap());
         let device = Arc::new(BlockDevice::new(backend, BlockConfig { serial: "test".into(), queues: 1 }));
@@ -302,6 +303,15 @@ impl VirtioDevice for Stub {
         Ok(())
     }
     fn reset(&mut self) {}
+}
+
+impl Snapshot for Stub {
+    fn suspend(&mut self) -> Result<DeviceState, SnapshotError> {
+        Err(SnapshotError::Lost("stub"))
+    }
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), SnapshotError> {
+        Err(SnapshotError::Lost("stub"))
+    }
 }
 
 fn a_drive_is_read() {

@@ -3,8 +3,8 @@
 
 use bulkhead_vmm::devices::balloon::{Balloon, BalloonDevice};
 use bulkhead_vmm::devices::rng::Rng;
-use bulkhead_vmm::devices::virtio::VirtioDevice;
 use bulkhead_vmm::mmio::Transport;
+use bulkhead_vmm::state::Snapshot;
 use bulkhead_vmm_fuzz::Input;
 use bulkhead_vmm_fuzz::driver::{Ring, ram};
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +40,7 @@ fn start(transport: &mut Transport, queues: u32, features: u64) {
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
     let Some([which, features]) = input.take() else { return };
-    let device: Box<dyn VirtioDevice> =
+    let device: Box<dyn Snapshot> =
         if which & 1 == 0 { Box::new(Rng::default()) } else { Box::new(Balloon::new(BalloonDevice::new().unwrap())) };
     let ram = ram();
     let queues = device.queue_sizes().len() as u32;

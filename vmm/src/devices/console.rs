@@ -11,6 +11,7 @@ use super::limit::LogLimit;
 use super::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::worker::{Handler, NotStarted, Stop, Worker, clear, new_eventfd};
 use super::{BrokenQueue, GuestRam, RING_FEATURES, queue};
+use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Virtio device type of a console.
@@ -20,6 +21,7 @@ pub const RX_QUEUE: usize = 0;
 /// Index of the queue that carries what the guest prints.
 pub const TX_QUEUE: usize = 1;
 const QUEUE_SIZE: u16 = 64;
+const NAME: &str = "console";
 /// Bytes copied at once.
 const PIECE: usize = 4096;
 /// Most bytes taken from one buffer; Linux sends a line.
@@ -81,10 +83,13 @@ pub struct VirtioConsole {
 
 /// The queues, on their thread.
 struct Printer {
-    /// The queue that the guest's own buffers are in, where somebody may type.
-    input: Option<(Keyboard, ActiveQueue)>,
+    /// Where somebody may type.
+    keyboard: Option<Keyboard>,
+    /// The queue of the guest's buffers for what is typed.
+    room: Option<ActiveQueue>,
     output: Output,
     ram: GuestRam,
+    features: u64,
     queue: ActiveQueue,
     interrupt: Arc<dyn Interrupt>,
     broken: bool,
@@ -134,14 +139,12 @@ impl VirtioDevice for VirtioConsole {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queue = activation.take_queue(TX_QUEUE)?;
-        let input = match &self.keyboard {
-            Some(keyboard) => Some((keyboard.clone(), activation.take_queue(RX_QUEUE)?)),
-            None => None,
-        };
-        let Activation { ram, interrupt, .. } = activation;
-        let output = self.output.clone();
-        let printer = Printer { input, output, ram, queue, interrupt, broken: false, log: self.log.clone() };
-        let worker = Worker::start("console", printer);
+        let room = activation.take_queue(RX_QUEUE);
+        let room = if self.keyboard.is_some() { Some(room?) } else { room.ok() };
+        let Activation { ram, features, interrupt, .. } = activation;
+        let (keyboard, output, log) = (self.keyboard.clone(), self.output.clone(), self.log.clone());
+        let printer = Printer { keyboard, room, output, ram, features, queue, interrupt, broken: false, log };
+        let worker = Worker::start(NAME, printer);
         let failed =
             |failed: NotStarted<_>| ActivateError::Io { step: "start the console's thread", source: failed.source };
         self.worker = Some(worker.map_err(failed)?);
@@ -153,6 +156,24 @@ impl VirtioDevice for VirtioConsole {
         if let Some(mut printer) = self.worker.take().and_then(Worker::stop) {
             printer.print();
         }
+    }
+}
+
+impl Snapshot for VirtioConsole {
+    /// What was typed and not read is the keyboard's, and not saved.
+    fn suspend(&mut self) -> Result<DeviceState, SnapshotError> {
+        let mut state = DeviceState { device_type: DEVICE_TYPE, features: 0, queues: Vec::new(), own: Own::Nothing };
+        if let Some(worker) = self.worker.take() {
+            let printer = worker.stop().ok_or(SnapshotError::Lost(NAME))?;
+            state.features = printer.features;
+            let room = printer.room.iter().map(|active| QueueState::of(RX_QUEUE, &active.queue));
+            state.queues.extend(room.chain([QueueState::of(TX_QUEUE, &printer.queue.queue)]));
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), SnapshotError> {
+        state.check(self, NAME)
     }
 }
 
@@ -176,7 +197,7 @@ impl Printer {
 
     /// Hands over what is typed, as far as the guest has room for it.
     fn hand_over(&mut self) {
-        let Some((keyboard, active)) = self.input.as_mut().filter(|_| !self.broken) else { return };
+        let (Some(keyboard), Some(active), false) = (&self.keyboard, &mut self.room, self.broken) else { return };
         for _ in 0..QUEUE_SIZE {
             match hand_over_next(&self.ram, keyboard, active, self.interrupt.as_ref()) {
                 Ok(true) => {}
@@ -259,27 +280,28 @@ fn hand_over_next(
 impl Handler for Printer {
     fn watched(&self) -> Vec<(RawFd, u64)> {
         let mut all = vec![(self.queue.kick.as_raw_fd(), PRINTED)];
-        if let Some((keyboard, active)) = &self.input {
+        if let (Some(keyboard), Some(active)) = (&self.keyboard, &self.room) {
             all.extend([(active.kick.as_raw_fd(), ROOM), (keyboard.wake.as_raw_fd(), TYPED)]);
         }
         all
     }
 
     fn begin(&mut self, _stop: &Stop) {
+        self.print();
         self.hand_over();
     }
 
     fn handle(&mut self, token: u64, _stop: &Stop) {
-        match (token, &self.input) {
-            (PRINTED, _) => {
+        match (token, &self.keyboard, &self.room) {
+            (PRINTED, ..) => {
                 clear(&self.queue.kick);
                 if !self.broken {
                     self.print();
                 }
             }
-            (ROOM, Some((_, active))) => clear(&active.kick),
-            (_, Some((keyboard, _))) => clear(&keyboard.wake),
-            (_, None) => {}
+            (ROOM, _, Some(active)) => clear(&active.kick),
+            (TYPED, Some(keyboard), _) => clear(&keyboard.wake),
+            _ => {}
         }
         if token != PRINTED {
             self.hand_over();

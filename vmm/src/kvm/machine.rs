@@ -20,9 +20,9 @@ use super::vcpu::{self, Running, Surroundings};
 use super::x86_64::{cpuid, registers};
 use crate::boot::{BootError, Entry, layout};
 use crate::devices::GuestRam;
-use crate::devices::virtio::VirtioDevice;
 use crate::mmio::transport::QUEUE_NOTIFY;
 use crate::mmio::{Transport, TransportError};
+use crate::state::Snapshot;
 
 /// What KVM must be able to do.
 const NEEDED: [(Cap, &str); 6] = [
@@ -151,7 +151,7 @@ impl Builder {
     ///
     /// # Errors
     /// When there is no interrupt left, or KVM refuses.
-    pub fn add_device(&mut self, device: Box<dyn VirtioDevice>) -> Result<String, MachineError> {
+    pub fn add_device(&mut self, device: Box<dyn Snapshot>) -> Result<String, MachineError> {
         let index = self.devices.len();
         if index >= layout::MAX_DEVICES {
             return Err(MachineError::TooManyDevices);

@@ -83,6 +83,16 @@ impl Line {
         self.pending.store(0, Ordering::Release);
     }
 
+    /// As it was saved. What the driver has not acknowledged is raised again: nobody knows whether the interrupt had arrived.
+    pub fn restore(&self, status: u32, pending: u32, generation: u32) {
+        self.status.store(status, Ordering::Release);
+        self.generation.store(generation, Ordering::Release);
+        self.pending.store(0, Ordering::Release);
+        if pending != 0 {
+            self.raise(pending);
+        }
+    }
+
     fn raise(&self, bit: u32) {
         self.pending.fetch_or(bit, Ordering::AcqRel);
         // Fails only when its counter is full, and then the interrupt is on its way already.

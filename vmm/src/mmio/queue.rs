@@ -2,6 +2,7 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
@@ -21,6 +22,21 @@ pub struct QueueRegisters {
     driver: u64,
     device: u64,
     kick: EventFd,
+}
+
+/// Registers of one queue at rest, as the driver wrote them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRegistersState {
+    /// QueueNum.
+    pub size: u32,
+    /// QueueReady.
+    pub ready: bool,
+    /// Guest physical address.
+    pub descriptors: u64,
+    /// Guest physical address.
+    pub driver: u64,
+    /// Guest physical address.
+    pub device: u64,
 }
 
 /// Which address a register is part of.
@@ -150,6 +166,19 @@ impl QueueRegisters {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         Ok(queue)
+    }
+
+    /// What the driver wrote.
+    #[must_use]
+    pub fn save(&self) -> QueueRegistersState {
+        let Self { size, ready, descriptors, driver, device, .. } = *self;
+        QueueRegistersState { size, ready, descriptors, driver, device }
+    }
+
+    /// As they were saved; checked no more than what a driver writes.
+    pub fn restore(&mut self, state: &QueueRegistersState) {
+        (self.size, self.ready) = (state.size, state.ready);
+        (self.descriptors, self.driver, self.device) = (state.descriptors, state.driver, state.device);
     }
 
     /// For the device: the queue and a descriptor of its notifications.

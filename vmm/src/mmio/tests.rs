@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
-use super::Transport;
 use super::transport::status;
+use super::{Transport, TransportState, TransportStateError};
 use crate::devices::GuestRam;
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::state::{DeviceState, Own, QueueState, Snapshot, SnapshotError, decode, encode, envelope};
 
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1;
 
@@ -51,6 +52,19 @@ impl VirtioDevice for Probe {
         let mut seen = self.0.lock().unwrap();
         seen.active = None;
         seen.resets += 1;
+    }
+}
+
+impl Snapshot for Probe {
+    fn suspend(&mut self) -> Result<DeviceState, SnapshotError> {
+        let active = self.0.lock().unwrap().active.take();
+        let queues = active.iter().flat_map(|active| &active.queues);
+        let queues = queues.map(|active| QueueState::of(active.index, &active.queue)).collect();
+        let features = active.as_ref().map_or(0, |active| active.features);
+        Ok(DeviceState { device_type: 42, features, queues, own: Own::Nothing })
+    }
+    fn restore(&mut self, state: &DeviceState) -> Result<(), SnapshotError> {
+        state.check(self, "probe")
     }
 }
 
@@ -192,5 +206,102 @@ proptest! {
                 prop_assert_eq!(active.features & !FEATURES, 0);
             }
         }
+    }
+}
+
+fn saved(transport: &mut Transport) -> TransportState {
+    let state = transport.suspend().unwrap();
+    let copy: TransportState = decode(&encode(&state).unwrap()).unwrap();
+    assert_eq!(copy, state);
+    copy
+}
+
+#[test]
+fn registers_and_device_go_on_in_another() {
+    let (mut transport, seen) = probe();
+    negotiate(&mut transport, FEATURES);
+    set_up_queue(&mut transport, 1, 0x1_0000, 32);
+    go(&mut transport);
+    seen.lock().unwrap().active.as_ref().unwrap().interrupt.config();
+    let state = saved(&mut transport);
+    let (mut other, seen) = probe();
+    other.restore(&state).unwrap();
+    assert_eq!([0x70, 0x60, 0xfc, 0x44].map(|at| read(&mut other, at)), [15, 2, 1, 1]);
+    // The interrupt that the driver has not acknowledged comes once more.
+    assert_eq!(other.line().event().read().unwrap(), 1);
+    write(&mut other, 0x50, 1);
+    {
+        let seen = seen.lock().unwrap();
+        let active = seen.active.as_ref().unwrap();
+        assert_eq!((active.features, active.queues.len(), active.queues[0].index), (FEATURES, 1, 1));
+        assert_eq!(active.queues[0].kick.read().unwrap(), 1);
+    }
+    assert_eq!(saved(&mut other), state);
+}
+
+#[test]
+fn a_driver_goes_on_in_the_middle_of_its_set_up() {
+    let (mut transport, _) = probe();
+    negotiate(&mut transport, FEATURES);
+    write(&mut transport, 0x30, 1);
+    write(&mut transport, 0x80, 0x1_0000);
+    let state = saved(&mut transport);
+    assert!(!state.is_active);
+    let (mut other, seen) = probe();
+    other.restore(&state).unwrap();
+    assert!(seen.lock().unwrap().active.is_none());
+    for (offset, value) in [(0x38, 32), (0x90, 0x1_1000), (0xa0, 0x1_2000), (0x44, 1)] {
+        write(&mut other, offset, value);
+    }
+    go(&mut other);
+    assert_eq!(seen.lock().unwrap().active.as_ref().unwrap().queues[0].index, 1);
+}
+
+proptest! {
+    #[test]
+    fn no_state_breaks_a_device(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..8)) {
+        let (mut transport, _) = probe();
+        negotiate(&mut transport, FEATURES);
+        set_up_queue(&mut transport, 1, 0x1_0000, 32);
+        go(&mut transport);
+        let mut body = postcard::to_stdvec(&transport.suspend().unwrap()).unwrap();
+        for (at, byte) in changes {
+            let at = at % body.len();
+            body[at] = byte;
+        }
+        let (mut other, seen) = probe();
+        if let Ok(state) = decode::<TransportState>(&envelope::wrap(&body).unwrap()) {
+            match other.restore(&state) {
+                Ok(()) => prop_assert_eq!(seen.lock().unwrap().active.is_some(), state.is_active),
+                Err(_) => prop_assert_eq!(read(&mut other, 0x70), 0),
+            }
+        }
+    }
+}
+
+#[test]
+fn registers_that_no_driver_left_are_refused() {
+    let (mut transport, _) = probe();
+    negotiate(&mut transport, FEATURES);
+    set_up_queue(&mut transport, 1, 0x1_0000, 32);
+    go(&mut transport);
+    let good = saved(&mut transport);
+    let changes: [fn(&mut TransportState); 8] = [
+        |state| state.queues.truncate(1),
+        |state| state.status = 3,
+        |state| state.status |= 0x100,
+        |state| state.pending = 4,
+        |state| state.accepted ^= 1,
+        |state| state.queues[1].ready = false,
+        |state| state.device.queues[0].index = 2,
+        |state| state.device.queues[0].used_ring = 1 << 40,
+    ];
+    for (which, change) in changes.iter().enumerate() {
+        let (mut other, seen) = probe();
+        let mut state = good.clone();
+        change(&mut state);
+        let refused: Result<(), TransportStateError> = other.restore(&state);
+        assert!(refused.is_err(), "{which}");
+        assert!(seen.lock().unwrap().active.is_none() && read(&mut other, 0x70) == 0, "{which}");
     }
 }

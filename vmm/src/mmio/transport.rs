@@ -7,7 +7,8 @@ use super::interrupt::Line;
 use super::queue::{QueueError, QueueRegisters, Ring};
 use crate::devices::GuestRam;
 use crate::devices::limit::LogLimit;
-use crate::devices::virtio::{ActivateError, Activation, Interrupt, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, Interrupt};
+use crate::state::Snapshot;
 
 /// Bits of the register Status (2.1).
 pub mod status {
@@ -48,15 +49,15 @@ pub enum TransportError {
 /// A virtio device behind its registers.
 #[derive(Debug)]
 pub struct Transport {
-    device: Box<dyn VirtioDevice>,
-    ram: GuestRam,
-    line: Arc<Line>,
-    queues: Vec<QueueRegisters>,
-    selected_queue: u32,
-    offered_half: u32,
-    accepted_half: u32,
-    accepted: u64,
-    is_active: bool,
+    pub(super) device: Box<dyn Snapshot>,
+    pub(super) ram: GuestRam,
+    pub(super) line: Arc<Line>,
+    pub(super) queues: Vec<QueueRegisters>,
+    pub(super) selected_queue: u32,
+    pub(super) offered_half: u32,
+    pub(super) accepted_half: u32,
+    pub(super) accepted: u64,
+    pub(super) is_active: bool,
     log: LogLimit,
 }
 
@@ -65,7 +66,7 @@ impl Transport {
     ///
     /// # Errors
     /// When there are not enough descriptors.
-    pub fn new(device: Box<dyn VirtioDevice>, ram: GuestRam) -> Result<Self, TransportError> {
+    pub fn new(device: Box<dyn Snapshot>, ram: GuestRam) -> Result<Self, TransportError> {
         let sizes = device.queue_sizes();
         let queues = sizes.iter().enumerate().map(|(index, size)| QueueRegisters::new(index, *size));
         Ok(Self {
@@ -265,7 +266,7 @@ impl Transport {
         })
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.device.reset();
         self.queues.iter_mut().for_each(QueueRegisters::reset);
         self.line.reset();

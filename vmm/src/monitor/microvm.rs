@@ -9,8 +9,8 @@ use super::MonitorError;
 use crate::boot::{self, Entry, Payload};
 use crate::console::Console;
 use crate::devices::console::{Keyboard, VirtioConsole};
-use crate::devices::virtio::VirtioDevice;
 use crate::kvm::{Builder, End, Machine, MachineError};
+use crate::state::Snapshot;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// The kernel's own words are few. Before the console works they leave through a port; the guest has no serial port to
@@ -48,11 +48,11 @@ pub fn prepare(
     launch: &Launch,
     console: Console,
     keyboard: Option<Keyboard>,
-    devices: Vec<Box<dyn VirtioDevice>>,
+    devices: Vec<Box<dyn Snapshot>>,
 ) -> Result<Prepared, MonitorError> {
     let vcpus = u8::try_from(launch.vcpus).unwrap_or(u8::MAX);
     let mut builder = Builder::new(vcpus, launch.memory_mib)?;
-    let first: Box<dyn VirtioDevice> = Box::new(VirtioConsole::new(Box::new(console.clone())).with_keyboard(keyboard));
+    let first: Box<dyn Snapshot> = Box::new(VirtioConsole::new(Box::new(console.clone())).with_keyboard(keyboard));
     let named = std::iter::once(first).chain(devices).map(|device| builder.add_device(device));
     let named = named.collect::<Result<Vec<_>, _>>()?;
     let command_line = kernel_arguments(vcpus, &named, &launch.kernel_arguments);
