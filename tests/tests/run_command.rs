@@ -13,7 +13,8 @@ use bulkhead_tests::pod::Pod;
 use bulkhead_tests::wait;
 use rustix::process::{Pid, Signal, kill_process};
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// A guest of an emulated machine takes its time to boot.
+const LIMIT: Duration = Duration::from_secs(150);
 
 bulkhead_tests::suite!(
     Fixture;
