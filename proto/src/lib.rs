@@ -3,6 +3,7 @@
 //! * [`cri`]: CRI v1 (gRPC), what the kubelet and crictl speak to the daemon.
 //! * [`agent`]: daemon to agent (ttrpc over vsock): containers in the guest.
 //! * [`vmm`]: daemon to `bulkhead-vmm` (ttrpc over a unix socket): the machine, its drives, logs and volumes.
+//! * [`nri`]: NRI (ttrpc over a unix socket): plugins of the node that watch and change containers.
 //! * [`stdio`]: framing of process streams between the agent and whoever reads them.
 //! * [`figures`]: figures of cgroups and interfaces as [`agent`] tells them.
 //! * [`launch`]: what `bulkhead-vmm` is told when it is started, and how descriptors are handed to it.
@@ -46,6 +47,20 @@ pub mod vmm;
 #[path = "gen/vmm_ttrpc.rs"]
 #[rustfmt::skip]
 pub mod vmm_ttrpc;
+
+/// Messages of `protos/nri.proto`: containerd/nri 0.12, pkg/api/api.proto.
+#[cfg(feature = "nri")]
+#[allow(clippy::unwrap_used)]
+#[path = "gen/nri.rs"]
+#[rustfmt::skip]
+pub mod nri;
+
+/// Client and server of `protos/nri.proto`.
+#[cfg(feature = "nri")]
+#[allow(missing_docs, missing_debug_implementations, clippy::all, clippy::unwrap_used)]
+#[path = "gen/nri_ttrpc.rs"]
+#[rustfmt::skip]
+pub mod nri_ttrpc;
 
 /// The version of agent.proto and [`stdio`]; that of vmm.proto is [`launch::PROTOCOL_VERSION`].
 pub const AGENT_PROTOCOL_VERSION: u32 = 1;

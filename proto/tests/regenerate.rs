@@ -39,8 +39,9 @@ fn generated_code_is_current() {
     generate_cri(scratch.path());
     generate_ttrpc(scratch.path(), "agent");
     generate_ttrpc(scratch.path(), "vmm");
+    generate_ttrpc(scratch.path(), "nri");
     let kept = crate_dir().join("src/gen");
-    for name in ["cri.rs", "agent.rs", "agent_ttrpc.rs", "vmm.rs", "vmm_ttrpc.rs"] {
+    for name in ["cri.rs", "agent.rs", "agent_ttrpc.rs", "vmm.rs", "vmm_ttrpc.rs", "nri.rs", "nri_ttrpc.rs"] {
         let fresh = fs::read_to_string(scratch.path().join(name)).expect("generated");
         if std::env::var_os("BULKHEAD_REGENERATE").is_some() {
             fs::write(kept.join(name), &fresh).expect("src/gen is writable");
