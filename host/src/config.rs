@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::image::ImageStoreConfig;
+use crate::nri::NriConfig;
 use crate::streaming::StreamingConfig;
 
 mod handler;
@@ -36,6 +37,8 @@ pub struct Config {
     pub cdi: CdiConfig,
     /// Exec, attach and port-forward.
     pub streaming: StreamingConfig,
+    /// NRI plugins.
+    pub nri: NriConfig,
     /// Image store and registries.
     pub image: ImageStoreConfig,
 }
@@ -249,6 +252,9 @@ impl Config {
             handler.check(name).map_err(ConfigError::Invalid)?;
         }
         if let Err(text) = self.streaming.validate() {
+            return invalid(text);
+        }
+        if let Err(text) = self.nri.validate() {
             return invalid(text);
         }
         if self.jail.first_user == 0 || self.jail.users == 0 {

@@ -4,6 +4,7 @@
 //! * [`sandbox`], [`container`], [`image`]: the domain; state machines over a durable journal.
 //! * [`streaming`]: the server of exec, attach and port-forward.
 //! * [`sandboxer`]: the per-pod process that carries a VM; [`guest`]: the agent inside it; [`network`]: CNI and taps.
+//! * [`nri`]: plugins of the node that watch and change containers.
 //! * [`events`], [`metrics`]: what happens and what is measured, for whoever watches.
 //! * [`store`], [`journaled`], [`serial`], [`creations`]: how state is kept and changed; [`blocking`]: paths of other
 //!   people; [`systemd`]: the owner of cgroups where it is; [`sys`]: the unsafe index.
@@ -24,6 +25,7 @@ pub mod journaled;
 pub mod metrics;
 pub mod network;
 pub mod node;
+pub mod nri;
 pub mod sandbox;
 pub mod sandboxer;
 pub mod serial;

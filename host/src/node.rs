@@ -10,6 +10,7 @@ use crate::creations::Creations;
 use crate::events::Events;
 use crate::image::Images;
 use crate::network::PodNetwork;
+use crate::nri::Nri;
 use crate::sandbox::users::Users;
 use crate::sandbox::{Sandbox, SandboxError, scratch::ScratchTemplate};
 use crate::sandboxer::monitor::HostAbilities;
@@ -46,6 +47,8 @@ pub struct Node {
     pub boot_id: String,
     /// The file system of writable layers, named as the image store's when both are one.
     pub container_file_system: PathBuf,
+    /// Plugins that watch and change containers.
+    pub nri: Nri,
     /// Who listens to what happens.
     pub events: Events,
     /// Sandboxes by id.

@@ -11,6 +11,7 @@ use crate::cri::server;
 use crate::image::Images;
 use crate::network::PodNetwork;
 use crate::node::Node;
+use crate::nri::Nri;
 use crate::sandbox::scratch::ScratchTemplate;
 use crate::sandboxer::monitor::{self, HostAbilities};
 use crate::store::Store;
@@ -48,11 +49,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
     container::load(&node)?;
     sandbox::recover(&node).await?;
     container::recover(&node).await;
+    node.nri.serve(&node).await?;
     tokio::spawn(streaming::serve(node.clone(), clients));
     tokio::spawn(reload_at_hangup(node.images.clone())?);
     let listener = server::bind(&socket)?;
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving CRI v1");
+    let nri = node.nri.clone();
     server::serve(node, listener, &socket, stop_signal()?).await?;
+    nri.stop().await;
     // Pods run on: the next daemon finds them.
     std::fs::remove_file(&socket).ok();
     Ok(())
@@ -95,6 +99,7 @@ async fn node(config: Config, streaming: streaming::Endpoint) -> anyhow::Result<
         scratch,
         streaming,
         cgroups,
+        nri: Nri::new(config.nri.clone()),
         events: Default::default(),
         users: Default::default(),
         sandboxes: Default::default(),

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bulkhead_proto::nri::{self, Event};
 use bulkhead_proto::{agent, cri};
 use protobuf::Message;
 
+use super::adjust::Parts;
 use super::edits::Editor;
 use super::host_access::HostAccess;
 use super::record::{ContainerRecord, Identity};
@@ -16,7 +18,8 @@ use super::{
 use crate::image::{Image, ImageId, ImageRoot};
 use crate::journaled::Journaled;
 use crate::node::{Node, new_id, now_ns};
-use crate::sandbox::{Live, Sandbox};
+use crate::nri::{Creation, messages};
+use crate::sandbox::{Live, Sandbox, SandboxRecord};
 use crate::store::Kind;
 
 /// Most groups of a process, as the kernel has it; a guest may claim more.
@@ -65,9 +68,13 @@ async fn create_now(
     let id = new_id();
     refuse_twin(node, sandbox, &config)?;
     let host = HostAccess::of(&sandbox.record.get(), &node.config);
-    let mut order = order(sandbox, &live, &host, &id, &config, &image).await?;
-    let devices = cdi::resolve(cdi::names(&config)?, &node.config.cdi.spec_dirs).await?;
-    devices.apply(&mut order.editor());
+    let (order, config, seen) = match prepare(node, sandbox, &live, &host, &id, config, &image).await {
+        Ok(order) => order,
+        Err(error) => {
+            node.nri.remove_container(&id).await;
+            return Err(error);
+        }
+    };
     let first = ContainerRecord {
         id: id.clone(),
         sandbox_id: sandbox.id.clone(),
@@ -76,23 +83,33 @@ async fn create_now(
         image_stop_signal: Some(image.config.stop_signal.clone()).filter(|s| !s.is_empty()),
         process: order.spec.process.write_to_bytes().map_err(|e| ContainerError::Invalid(e.to_string()))?,
         identity: None,
+        pid: 0,
+        nri: seen,
         volumes: order.volumes.share_names(),
         log_path: log_path(sandbox, &config),
         state: ContainerState::Creating,
         created_at: now_ns(),
         config,
     };
-    let record = Journaled::create(node.store.clone(), Kind::Container, &id, first).await?;
+    let record = match Journaled::create(node.store.clone(), Kind::Container, &id, first).await {
+        Ok(record) => record,
+        Err(error) => {
+            node.nri.remove_container(&id).await;
+            return Err(error.into());
+        }
+    };
     let container = Container::new(&id, record.observed(node.events.of_container()));
     node.containers.insert(container.clone());
     match build(node, &container, &live, order).await {
         Ok(()) => {
             watch::spawn(node, &container);
+            node.nri.container_told(Event::POST_CREATE_CONTAINER, &container).await;
             Ok(id)
         }
         Err(error) => {
             tracing::warn!(container = %id, error = %crate::error_text(&error), "container failed; undoing it");
             container.take(ContainerEvent::Remove).await?;
+            node.nri.remove_container(&id).await;
             let undone = remove::release(node, &container.record.get()).await;
             if let Err(undo) = undone {
                 tracing::warn!(container = %id, error = %crate::error_text(&undo), "cannot undo it in the guest");
@@ -149,40 +166,96 @@ impl Order {
     }
 }
 
-async fn order(
+/// [`order`] with what its devices' names stand for.
+async fn prepare(
+    node: &Arc<Node>,
     sandbox: &Sandbox,
     live: &Live,
     host: &HostAccess,
     id: &str,
-    config: &cri::ContainerConfig,
+    config: cri::ContainerConfig,
     image: &Image,
-) -> Result<Order, ContainerError> {
-    let linux = config.linux.clone().unwrap_or_default();
-    let context = linux.security_context.unwrap_or_default();
-    refuse_unsupported(config, &context, host)?;
-    let hostname = sandbox.record.get().hostname();
-    let mut process = spec::process(config, &image.config, &hostname)?;
-    process.seccomp = seccomp::filter(&context, &process.capabilities.bounding, live).await?.into();
+) -> Result<(Order, cri::ContainerConfig, Vec<u8>), ContainerError> {
+    let (mut order, config, seen) = order(node, sandbox, live, host, id, config, image).await?;
+    let devices = cdi::resolve(cdi::names(&config)?, &node.config.cdi.spec_dirs).await?;
+    devices.apply(&mut order.editor());
+    Ok((order, config, seen))
+}
+
+/// Makes the order; gives also the configuration with the limits and mounts that it has become, and the container as NRI
+/// plugins see it, encoded, if they changed it.
+async fn order(
+    node: &Arc<Node>,
+    sandbox: &Sandbox,
+    live: &Live,
+    host: &HostAccess,
+    id: &str,
+    config: cri::ContainerConfig,
+    image: &Image,
+) -> Result<(Order, cri::ContainerConfig, Vec<u8>), ContainerError> {
+    let context = config.linux.clone().unwrap_or_default().security_context.unwrap_or_default();
+    refuse_unsupported(&config, &context, host)?;
+    let record = sandbox.record.get();
+    let process = spec::process(&config, &image.config, &record.hostname())?;
+    let devices = devices::of_host(&config.devices).await?;
+    let mut parts = Parts { config, process, devices, memory: Vec::new(), flags: Vec::new() };
+    let creation = consult(node, &record, id, &parts, image).await?;
+    parts.adjust(&creation, host)?;
+    let (config, mut process) = (parts.config, parts.process);
+    let capabilities = &process.capabilities.bounding;
+    process.seccomp = match Parts::seccomp(&creation, capabilities)? {
+        Some(filter) => Some(filter),
+        None => seccomp::filter(&context, capabilities, live).await?,
+    }
+    .into();
     let (pid_mode, pid_target) = spec::pid_mode(context.namespace_options.as_ref(), host)?;
     let paths = |asked: &[String], default: &[&str]| match (context.privileged, asked.is_empty()) {
         (true, _) => Vec::new(),
         (false, true) => default.iter().map(|p| (*p).to_owned()).collect(),
         (false, false) => asked.to_vec(),
     };
+    let limits = config.linux.clone().unwrap_or_default().resources.unwrap_or_default();
     let spec = agent::ContainerSpec {
         id: id.to_owned(),
         process: Some(process).into(),
         pid_mode: pid_mode.into(),
         pid_target,
-        resources: Some(resources::to_agent(&linux.resources.unwrap_or_default())).into(),
+        resources: Some(resources::to_agent(&limits)).into(),
         masked_paths: paths(&context.masked_paths, &MASKED),
         readonly_paths: paths(&context.readonly_paths, &READONLY),
-        devices: devices::of_host(&config.devices).await?,
+        devices: parts.devices,
         privileged: context.privileged,
         rootfs: Some(agent::Rootfs { readonly: context.readonly_rootfs, ..Default::default() }).into(),
         ..Default::default()
     };
-    Ok(Order { volumes: volumes::plan(id, &config.mounts, host).await?, spec })
+    let volumes = volumes::plan(id, &config.mounts, host).await?.with(parts.memory, &parts.flags);
+    node.nri.apply(creation.updates).await;
+    let changed = creation.adjust != nri::ContainerAdjustment::default();
+    let seen = if changed { creation.container.write_to_bytes().ok() } else { None };
+    Ok((Order { volumes, spec }, config, seen.unwrap_or_default()))
+}
+
+/// Asks NRI plugins what they want of the container.
+async fn consult(
+    node: &Node,
+    sandbox: &SandboxRecord,
+    id: &str,
+    parts: &Parts,
+    image: &Image,
+) -> Result<Creation, ContainerError> {
+    if !node.nri.is_serving() {
+        return Ok(Creation::default());
+    }
+    let image_id = image.id.to_string();
+    let draft = messages::Draft {
+        id,
+        config: &parts.config,
+        process: &parts.process,
+        devices: &parts.devices,
+        image_id: &image_id,
+        image_ref: image.repo_digests.first().unwrap_or(&image_id),
+    };
+    Ok(node.nri.create_container(sandbox, messages::draft(&draft, sandbox)).await?)
 }
 
 /// What is not applied is refused, never dropped.
@@ -246,8 +319,10 @@ async fn built(container: &Container, created: agent::CreateContainerResponse) -
         gid: identity.gid,
         groups: identity.groups.into_iter().take(MAX_GROUPS).collect(),
     });
+    let pid = created.pid;
     let noted = container.record.change(move |record: &mut ContainerRecord| {
         record.identity = identity;
+        record.pid = pid;
         record.state = record.state.clone().next(ContainerEvent::Built)?;
         Ok::<_, ContainerError>(())
     });

@@ -6,11 +6,13 @@ use crate::guest::GuestError;
 use crate::image::RootError;
 use crate::journaled::Journaled;
 use crate::node::{LookupError, Node, Registered, now_ns};
+use crate::nri::NriError;
 use crate::sandbox::SandboxError;
 use crate::sandboxer::MachineError;
 use crate::serial::Serial;
 use crate::store::StoreError;
 
+mod adjust;
 mod attach;
 mod cdi;
 mod create;
@@ -47,7 +49,7 @@ pub use seccomp::SeccompError;
 pub use start::start;
 pub use state::{ContainerEvent, ContainerState, Exit};
 pub use stop::stop;
-pub use update::update;
+pub use update::{update, update_for_plugin};
 
 /// Why a container did not become what it should.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -75,6 +77,8 @@ pub enum ContainerError {
     ExecTimeout { id: String, seconds: i64 },
     #[error("container {id} still runs {seconds} s after SIGKILL; its guest does not answer")]
     StopTimeout { id: String, seconds: u64 },
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error("container {id}")]
@@ -183,5 +187,6 @@ pub async fn end_all_for(node: &Arc<Node>, sandbox_id: &str, why: &str, reason: 
         if let Err(error) = container.take(ContainerEvent::Ended(exit)).await {
             tracing::error!(container = %container.id, error = %crate::error_text(&error), "cannot record the end");
         }
+        node.nri.container_ended(&container.id).await;
     }
 }

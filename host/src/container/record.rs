@@ -39,6 +39,12 @@ pub struct ContainerRecord {
     /// Whose rights the first process has, once the container is built.
     #[serde(default)]
     pub identity: Option<Identity>,
+    /// The first process in the agent's PID namespace, which with the sandboxer `native` is the host's; 0: not known.
+    #[serde(default)]
+    pub pid: u32,
+    /// `nri.pkg.api.v1alpha1.Container` as NRI plugins made it, encoded; empty when none changed it.
+    #[serde(default)]
+    pub nri: Vec<u8>,
     /// Names in the pod's volume share.
     pub volumes: Vec<String>,
     /// Absolute; empty without a log.

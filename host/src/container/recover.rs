@@ -50,6 +50,7 @@ pub(super) async fn undo(node: &Arc<Node>, container: &Arc<Container>) -> Result
 async fn undo_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
     container.take(ContainerEvent::Remove).await?;
     remove::release(node, &container.record.get()).await?;
+    node.nri.remove_container(&container.id).await;
     container.record.forget()?;
     node.containers.remove(&container.id);
     Ok(())

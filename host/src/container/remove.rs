@@ -19,6 +19,7 @@ async fn remove_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), 
     container.take(ContainerEvent::Remove).await?;
     let record = container.record.get();
     release(node, &record).await?;
+    node.nri.remove_container(&container.id).await;
     container.record.forget()?;
     node.containers.remove(&container.id);
     Ok(())

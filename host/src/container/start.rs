@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bulkhead_proto::agent;
+use bulkhead_proto::nri::Event;
 
 use super::{Container, ContainerError, ContainerEvent, ContainerState, Exit};
 use crate::node::{Node, now_ns};
@@ -10,7 +11,23 @@ use crate::node::{Node, now_ns};
 /// Executes the container's command; returns when it runs.
 pub async fn start(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {
     let (node, target) = (node.clone(), container.clone());
-    container.operate(async move { start_now(&node, &target).await }).await
+    // On a task of its own, so that plugins hear of the start although the caller went away.
+    let done = tokio::spawn(async move {
+        if target.record.get().state == ContainerState::Created {
+            node.nri.container_event(Event::START_CONTAINER, &target).await?;
+        }
+        let (operator, object) = (node.clone(), target.clone());
+        let started = target.operate(async move { start_now(&operator, &object).await }).await;
+        match &started {
+            Ok(()) => node.nri.container_told(Event::POST_START_CONTAINER, &target).await,
+            Err(_) if matches!(target.record.get().state, ContainerState::Exited { .. }) => {
+                node.nri.container_ended(&target.id).await;
+            }
+            Err(_) => {}
+        }
+        started
+    });
+    done.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: container.id.clone() }))
 }
 
 async fn start_now(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), ContainerError> {

@@ -16,8 +16,16 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
-/// Stops the container, giving it `grace` to end by itself; returns when it ended.
+/// Stops the container, giving it `grace` to end by itself; returns when it ended, and NRI plugins know it.
 pub async fn stop(node: &Arc<Node>, container: &Arc<Container>, grace: Duration) -> Result<(), ContainerError> {
+    let stopped = end(node, container, grace).await;
+    if stopped.is_ok() {
+        node.nri.container_ended(&container.id).await;
+    }
+    stopped
+}
+
+async fn end(node: &Arc<Node>, container: &Arc<Container>, grace: Duration) -> Result<(), ContainerError> {
     // Not queued behind other steps: a kubelet that shortens the grace must not wait for the longer one.
     let record = container.record.get();
     if ended(&record) {

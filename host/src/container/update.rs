@@ -2,14 +2,53 @@
 
 use std::sync::Arc;
 
+use bulkhead_proto::nri::{self, Event};
 use bulkhead_proto::{agent, cri};
 use protobuf::Message;
 
 use super::{Container, ContainerError, ContainerRecord, ContainerState, resources};
 use crate::node::Node;
+use crate::nri::Updates;
+use crate::nri::check::limits as check_limits;
+use crate::nri::resources::{to_cri, to_nri as resources_of};
 
 /// Applies `changes` in the guest, then remembers them. Values that are 0 or empty stay as they are.
 pub async fn update(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    changes: cri::LinuxContainerResources,
+) -> Result<(), ContainerError> {
+    let (node, target) = (node.clone(), container.clone());
+    // On a task of its own, so that plugins hear of the change although the caller went away.
+    let done = tokio::spawn(async move {
+        let mut changes = changes;
+        let mut others = Updates::default();
+        if node.nri.is_serving() {
+            let (limits, updates) = node.nri.update_container(&target, resources_of(&changes)).await?;
+            changes = cri::LinuxContainerResources { oom_score_adj: changes.oom_score_adj, ..to_cri(&limits) };
+            others = updates;
+        }
+        apply(&node, &target, changes).await?;
+        node.nri.container_told(Event::POST_UPDATE_CONTAINER, &target).await;
+        node.nri.apply(others).await;
+        Ok(())
+    });
+    done.await.unwrap_or_else(|_| Err(ContainerError::Interrupted { id: container.id.clone() }))
+}
+
+/// Applies what an NRI plugin wants of a container, which is not asked again.
+pub async fn update_for_plugin(
+    node: &Arc<Node>,
+    plugin: &str,
+    update: &nri::ContainerUpdate,
+) -> Result<(), ContainerError> {
+    let Some(limits) = update.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else { return Ok(()) };
+    check_limits(plugin, limits)?;
+    let container = node.containers.find("container", &update.container_id)?;
+    apply(node, &container, to_cri(limits)).await
+}
+
+async fn apply(
     node: &Arc<Node>,
     container: &Arc<Container>,
     changes: cri::LinuxContainerResources,

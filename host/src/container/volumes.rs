@@ -32,6 +32,12 @@ enum Planned {
 }
 
 impl Planned {
+    fn mount_mut(&mut self) -> &mut agent::Mount {
+        match self {
+            Self::Share { mount, .. } | Self::Ready(mount) | Self::Image { mount, .. } => mount,
+        }
+    }
+
     fn mount(&self) -> &agent::Mount {
         match self {
             Self::Share { mount, .. } | Self::Ready(mount) | Self::Image { mount, .. } => mount,
@@ -39,7 +45,29 @@ impl Planned {
     }
 }
 
+/// What the CRI cannot say of a mount.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MountFlags {
+    /// Which mount.
+    pub(super) destination: String,
+    pub(super) no_suid: bool,
+    pub(super) no_dev: bool,
+    pub(super) no_exec: bool,
+}
+
 impl Plan {
+    /// Adds mounts that need nothing of the host, and forbids more on some of the others.
+    pub(super) fn with(mut self, mounts: Vec<agent::Mount>, flags: &[MountFlags]) -> Self {
+        for planned in &mut self.mounts {
+            let mount = planned.mount_mut();
+            if let Some(flags) = flags.iter().find(|flags| flags.destination == mount.destination) {
+                (mount.no_suid, mount.no_dev, mount.no_exec) = (flags.no_suid, flags.no_dev, flags.no_exec);
+            }
+        }
+        self.mounts.extend(mounts.into_iter().map(Planned::Ready));
+        self
+    }
+
     /// Names that will stand in the volume share.
     pub(super) fn share_names(&self) -> Vec<String> {
         let name = |planned: &Planned| match planned {

@@ -32,6 +32,7 @@ pub(super) fn spawn(node: &Arc<Node>, container: &Arc<Container>) {
         if let Err(error) = container.take(ContainerEvent::Ended(exit)).await {
             tracing::error!(container = %container.id, error = %crate::error_text(&error), "cannot record the end");
         }
+        node.nri.container_ended(&container.id).await;
     });
 }
 

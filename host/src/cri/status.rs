@@ -29,9 +29,10 @@ impl From<SandboxError> for Status {
             SandboxError::Lookup(lookup) => return lookup.clone().into(),
             SandboxError::Invalid(_) | SandboxError::UnknownHandler { .. } => Code::InvalidArgument,
             SandboxError::Exists { .. } => Code::AlreadyExists,
-            SandboxError::NotReady { .. } | SandboxError::OtherRelease { .. } | SandboxError::State(_) => {
-                Code::FailedPrecondition
-            }
+            SandboxError::NotReady { .. }
+            | SandboxError::OtherRelease { .. }
+            | SandboxError::State(_)
+            | SandboxError::Nri(_) => Code::FailedPrecondition,
             SandboxError::Step { .. } | SandboxError::Store(_) | SandboxError::Interrupted { .. } => Code::Internal,
         };
         of(code, &error)
@@ -50,7 +51,9 @@ impl From<ContainerError> for Status {
             | ContainerError::Request { .. } => Code::InvalidArgument,
             ContainerError::NoImage { .. } => Code::NotFound,
             ContainerError::Exists { .. } => Code::AlreadyExists,
-            ContainerError::WrongState { .. } | ContainerError::State(_) => Code::FailedPrecondition,
+            ContainerError::WrongState { .. } | ContainerError::State(_) | ContainerError::Nri(_) => {
+                Code::FailedPrecondition
+            }
             ContainerError::ExecTimeout { .. } => Code::DeadlineExceeded,
             ContainerError::StopTimeout { .. }
             | ContainerError::Guest { .. }

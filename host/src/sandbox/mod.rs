@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::guest::{Agent, GuestError};
 use crate::journaled::Journaled;
 use crate::node::{LookupError, Registered};
+use crate::nri::NriError;
 use crate::sandboxer::Machine;
 use crate::sandboxer::monitor::MonitorError;
 use crate::sandboxer::sizing::SizeError;
@@ -63,6 +64,8 @@ pub enum SandboxError {
     OtherRelease { id: String, request: &'static str, source: VersionError },
     #[error("{step} of sandbox {id} failed")]
     Step { id: String, step: &'static str, source: Arc<dyn std::error::Error + Send + Sync> },
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Store(Arc<StoreError>),
     #[error(transparent)]

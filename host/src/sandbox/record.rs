@@ -125,6 +125,12 @@ impl SandboxRecord {
         self.handler.sandboxer.shares_host()
     }
 
+    /// Whether it has the host's network.
+    #[must_use]
+    pub fn shares_network(&self) -> bool {
+        super::native::shares_network(&self.config)
+    }
+
     /// The name that makes two creations the same.
     #[must_use]
     pub fn key(config: &cri::PodSandboxConfig) -> String {

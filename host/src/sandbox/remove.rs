@@ -27,6 +27,7 @@ async fn remove_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Sand
             .map_err(SandboxError::step(&sandbox.id, "removal of its containers"))?;
     }
     sandbox.take(SandboxEvent::Remove).await?;
+    node.nri.remove_pod(&sandbox.id).await;
     release::forget(node, sandbox).await?;
     tracing::info!(sandbox = %sandbox.id, "pod sandbox removed");
     Ok(())

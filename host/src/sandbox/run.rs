@@ -110,6 +110,7 @@ async fn create(
 async fn undo(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
     // Released even when the journal cannot be written: a full disk must not keep a machine running.
     let noted = sandbox.take(SandboxEvent::Failed).await;
+    node.nri.remove_pod(&sandbox.id).await;
     release::release(node, sandbox).await?;
     noted?;
     release::forget(node, sandbox).await
@@ -150,6 +151,10 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxEr
         Ok(answer)
     });
     configured.map_err(SandboxError::step(id, "configuration of the guest"))?;
+    if node.nri.is_serving() {
+        let known = SandboxRecord { network: Some(network.clone()), ..SandboxRecord::clone(&record) };
+        node.nri.run_pod(&known).await?;
+    }
     sandbox.set_live(Some(live));
     sandbox
         .record

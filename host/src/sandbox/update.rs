@@ -18,8 +18,17 @@ pub async fn update(
     resources: Option<cri::LinuxContainerResources>,
 ) -> Result<(), SandboxError> {
     let (node, target) = (node.clone(), sandbox.clone());
-    let done = sandbox.operations.run(async move { update_now(&node, &target, overhead, resources).await }).await;
-    done.unwrap_or_else(|| Err(SandboxError::Interrupted { id: sandbox.id.clone() }))
+    // On a task of its own, so that plugins hear of the end although the caller went away.
+    let done = tokio::spawn(async move {
+        node.nri.update_pod(&target.record.get(), overhead.as_ref(), resources.as_ref()).await?;
+        let (operator, object) = (node.clone(), target.clone());
+        let work = async move { update_now(&operator, &object, overhead, resources).await };
+        let done = target.operations.run(work).await;
+        done.unwrap_or_else(|| Err(SandboxError::Interrupted { id: target.id.clone() }))?;
+        node.nri.pod_updated(&target.record.get()).await;
+        Ok(())
+    });
+    done.await.unwrap_or_else(|_| Err(SandboxError::Interrupted { id: sandbox.id.clone() }))
 }
 
 async fn update_now(

@@ -4,13 +4,30 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// Has the program that `command` will start find `descriptor` under `number`.
+pub fn give_descriptor(command: &mut std::process::Command, descriptor: OwnedFd, number: RawFd) {
+    let duplicate = move || {
+        let done = if descriptor.as_raw_fd() == number {
+            // SAFETY: fcntl takes no memory; the descriptor is open, because the closure owns it.
+            unsafe { libc::fcntl(number, libc::F_SETFD, 0) }
+        } else {
+            // SAFETY: dup2 takes no memory; the descriptor is open, because the closure owns it.
+            unsafe { libc::dup2(descriptor.as_raw_fd(), number) }
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec the closure makes one system call that is safe after fork, and allocates nothing.
+    unsafe { command.pre_exec(duplicate) };
+}
 
 /// One process, unmistakable even after its number is used again.
 #[derive(Debug)]

@@ -94,6 +94,14 @@ pub(super) fn names(config: &cri::ContainerConfig) -> Result<Vec<String>, CdiErr
     Ok(names)
 }
 
+/// Whether `name` can be one of a device at all.
+///
+/// # Errors
+/// What is wrong, in words.
+pub(super) fn check(name: &str) -> Result<(), String> {
+    spec::check_qualified(name).map_err(|why| format!("no VENDOR/CLASS=DEVICE: {why}"))
+}
+
 /// What the devices `names` change in a container, by the files that are in `directories` now.
 pub(super) async fn resolve(names: Vec<String>, directories: &[PathBuf]) -> Result<Resolved, CdiError> {
     if names.is_empty() {

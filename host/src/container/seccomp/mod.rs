@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use bulkhead_proto::{agent, cri};
+use bulkhead_proto::{agent, cri, nri};
 
 use self::profile::Profile;
 use self::resolve::Facts;
@@ -68,6 +68,35 @@ pub(super) async fn filter(
     let profile = profile.map_err(refuse)?;
     let kernel = if profile.depends_on_kernel() { Some(kernel(live).await?) } else { None };
     resolve::resolve(&profile, &Facts { capabilities, kernel }).map(Some).map_err(refuse)
+}
+
+/// The filter of a policy that an NRI plugin asks for; why not, in words.
+pub(super) fn of_plugin(policy: &nri::LinuxSeccomp, capabilities: &[String]) -> Result<agent::Seccomp, String> {
+    if !policy.listener_path.is_empty() || !policy.listener_metadata.is_empty() {
+        return Err("there is no listening agent for system calls".into());
+    }
+    let profile = Profile::parse(oci_form(policy).to_string().as_bytes())?;
+    resolve::resolve(&profile, &Facts { capabilities, kernel: None })
+}
+
+/// The policy as a file has it (runtime-spec, config-linux.md#seccomp).
+fn oci_form(policy: &nri::LinuxSeccomp) -> serde_json::Value {
+    let errno = |value: &protobuf::MessageField<nri::OptionalUInt32>| value.as_ref().map(|number| number.value);
+    let syscalls = policy.syscalls.iter().map(|rule| {
+        let args = rule.args.iter().map(|argument| {
+            serde_json::json!({
+                "index": argument.index, "value": argument.value, "valueTwo": argument.value_two, "op": argument.op,
+            })
+        });
+        serde_json::json!({
+            "names": rule.names, "action": rule.action, "errnoRet": errno(&rule.errno_ret),
+            "args": args.collect::<Vec<_>>(),
+        })
+    });
+    serde_json::json!({
+        "defaultAction": policy.default_action, "defaultErrnoRet": errno(&policy.default_errno),
+        "architectures": policy.architectures, "flags": policy.flags, "syscalls": syscalls.collect::<Vec<_>>(),
+    })
 }
 
 /// A privileged container is never confined; the deprecated string counts where the message is absent.
