@@ -3,11 +3,12 @@
 #   BULKHEAD_KERNEL BULKHEAD_INITRAMFS          what a pod boots
 #   BULKHEAD_CRICTL BULKHEAD_CRITEST            unset where there are none
 #   BULKHEAD_CDI_REFERENCE                      likewise
+#   BULKHEAD_NRI                                directory of NRI plugins; likewise
 # shellcheck shell=bash
 
 # environment PROFILE: exports the above for programs built with this cargo profile.
 environment() {
-    local programs tools reference
+    local programs tools reference nri
     programs=$(cargo_dir "$1")
     export BULKHEAD_BIN=$programs/bulkhead
     export BULKHEAD_VMM=$programs/bulkhead-vmm
@@ -22,4 +23,6 @@ environment() {
     fi
     reference=$("$repo/scripts/cdi-reference.sh")
     [ -z "$reference" ] || export BULKHEAD_CDI_REFERENCE=$reference
+    nri=$("$repo/scripts/nri.sh")
+    [ -z "$nri" ] || export BULKHEAD_NRI=$nri
 }

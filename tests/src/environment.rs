@@ -1,8 +1,8 @@
 //! Where the artifacts under test are.
 //!
 //! `BULKHEAD_BIN` (or the directory `BULKHEAD_BIN_DIR`), `BULKHEAD_KERNEL`, `BULKHEAD_INITRAMFS`, `BULKHEAD_CRICTL`,
-//! `BULKHEAD_CRITEST`; what is not set is looked for in the build's target directory and in PATH. `BULKHEAD_TEST_HANDLER` is
-//! the runtime handler of pods that name none; `BULKHEAD_LAB` is set where the machine is the lab's.
+//! `BULKHEAD_CRITEST`, `BULKHEAD_NRI`; what is not set is looked for in the build's target directory and in PATH.
+//! `BULKHEAD_TEST_HANDLER` is the runtime handler of pods that name none; `BULKHEAD_LAB` is set where the machine is the lab's.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Environment {
     pub crictl: Option<PathBuf>,
     /// critest, where there is one.
     pub critest: Option<PathBuf>,
+    /// The directory of NRI plugins, where there is one.
+    pub nri: Option<PathBuf>,
     /// The runtime handler under test.
     pub handler: Handler,
     /// This machine is emulated, and its seconds say little about any other's.
@@ -97,6 +99,7 @@ impl Environment {
             agent: agent(),
             crictl: crictl(),
             critest: env::var_os("BULKHEAD_CRITEST").map(PathBuf::from).filter(|path| path.exists()),
+            nri: env::var_os("BULKHEAD_NRI").map(PathBuf::from).filter(|path| path.exists()),
             handler: Handler::from_environment()?,
             emulated: env::var_os("BULKHEAD_LAB").is_some(),
         };

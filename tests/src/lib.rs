@@ -5,6 +5,7 @@
 //! * [`daemon`], [`registry`], [`cni`]: the real programs, each with directories and addresses of its own.
 //! * [`images`]: images built on the spot, and how they reach a registry.
 //! * [`cri`], [`crictl`], [`pod`]: three ways to talk to the daemon: typed, as people do, and in whole pods.
+//! * [`nri`]: plugins of the Node Resource Interface, and what they were told.
 //! * [`leaks`]: what a suite must not leave behind; [`faults`]: a registry that misbehaves.
 //! * [`environment`], [`command`], [`http`], [`initramfs`], [`wait`]: the small things.
 
@@ -23,6 +24,7 @@ pub mod images;
 pub mod initramfs;
 pub mod leaks;
 pub mod logs;
+pub mod nri;
 pub mod pod;
 pub mod registry;
 pub mod streaming;

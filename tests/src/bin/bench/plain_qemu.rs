@@ -106,6 +106,7 @@ mod tests {
             agent: PathBuf::new(),
             crictl: None,
             critest: None,
+            nri: None,
             handler: Handler::Qemu,
             emulated: false,
         };
