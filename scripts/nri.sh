@@ -45,7 +45,7 @@ for name in logger device-injector; do
     [ -x "$plugins/$name" ] && continue
     rm -f go.mod go.sum plugin.go
     go mod init bulkhead.invalid/nri 2>/dev/null
-    if GONOPROXY=$module/plugins go get "$module/plugins/$name@$commit" >/dev/null 2>&1 &&
+    if GONOPROXY=$module/plugins timeout 60 go get "$module/plugins/$name@$commit" >/dev/null 2>&1 &&
         go get "$module@$version" >/dev/null 2>&1 &&
         quietly "nri: building $name" go build -trimpath -o "$name" "$module/plugins/$name"; then
         mv "$name" "$plugins/$name"

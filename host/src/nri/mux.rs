@@ -162,6 +162,21 @@ async fn send<T: AsyncWrite>(mut trunk: WriteHalf<T>, mut queue: mpsc::Receiver<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64), known in any::<bool>()) {
+            let mut bytes = bytes;
+            if known && bytes.len() >= 8 {
+                bytes[..7].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0]);
+            }
+            let (mut plugin, mut other) = (Vec::new(), Vec::new());
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _ = runtime.block_on(distribute(&bytes[..], &mut plugin, &mut other));
+            prop_assert!(plugin.len() + other.len() <= bytes.len().saturating_sub(HEAD));
+        }
+    }
 
     /// A ttrpc message with `length` bytes after its head.
     fn message(length: usize) -> Vec<u8> {
@@ -186,7 +201,10 @@ mod tests {
                 ours.plugin.write_all(&sent),
                 theirs.plugin.read_exact(&mut to_plugin),
             );
-            (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());
+            a.unwrap();
+            b.unwrap();
+            c.unwrap();
+            d.unwrap();
             assert!(to_runtime == sent && to_plugin == sent, "{length} bytes");
         }
         drop(theirs);

@@ -170,8 +170,8 @@ mod tests {
 
     #[test]
     fn what_cri_has_no_field_for_is_a_file_of_the_cgroup() {
-        let mut limits = nri::LinuxResources::default();
-        limits.pids = MessageField::some(nri::LinuxPids { limit: 7, ..Default::default() });
+        let pids = MessageField::some(nri::LinuxPids { limit: 7, ..Default::default() });
+        let mut limits = nri::LinuxResources { pids, ..Default::default() };
         limits.memory.mut_or_insert_default().reservation =
             MessageField::some(nri::OptionalInt64 { value: 4096, ..Default::default() });
         let unified = to_cri(&limits).unified;
