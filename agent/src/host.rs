@@ -154,6 +154,8 @@ fn start(options: &Options) -> Result<(), HostError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("become non-dumpable"))?;
     let ready = options.ready.map(sys::take_descriptor).transpose().map_err(at("take the --ready descriptor"))?;
     let host = fs::File::open("/proc/self/ns/mnt").map_err(at("open the host's mount namespace"))?;
+    // Afterwards the kernel would name it from the host's root, which is another one where the daemon runs in a chroot.
+    let binary = own_binary().map_err(at("find the agent's binary"))?;
     // Mounts made here must never be seen by the host, and end with this process whatever becomes of it.
     sys::unshare(libc::CLONE_NEWNS).map_err(at("make a mount namespace"))?;
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
@@ -162,7 +164,7 @@ fn start(options: &Options) -> Result<(), HostError> {
     // What users of containers read (resolv.conf) is made in a directory that users of the host cannot enter.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     private_directory(&options.state).map_err(at(format!("make {}", options.state.display())))?;
-    let helper = protect_binary(&options.state)?;
+    let helper = protect_binary(&binary, &options.state)?;
     drop_mounts(&[&options.state, &options.layers, &options.cgroup]).map_err(at("drop the host's mounts"))?;
     let cgroup = PodCgroup::create(&options.cgroup)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -207,12 +209,11 @@ fn private_directory(path: &Path) -> io::Result<()> {
 }
 
 /// A container that reaches its helper through /proc must not be able to write to the agent's binary.
-fn protect_binary(state: &Path) -> Result<PathBuf, HostError> {
-    let binary = own_binary().map_err(at("find the agent's binary"))?;
+fn protect_binary(binary: &Path, state: &Path) -> Result<PathBuf, HostError> {
     let copy = state.join("agent");
     fs::File::create(&copy).map_err(at(format!("make {}", copy.display())))?;
     let step = || format!("bind {} read-only", binary.display());
-    rustix::mount::mount_bind(&binary, &copy).map_err(at(step()))?;
+    rustix::mount::mount_bind(binary, &copy).map_err(at(step()))?;
     let mount = rustix::fs::open(&copy, rustix::fs::OFlags::PATH, rustix::fs::Mode::empty()).map_err(at(step()))?;
     let readonly = 1;
     sys::mount_setattr(std::os::fd::AsFd::as_fd(&mount), false, readonly, 0).map_err(at(step()))?;

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bulkhead_proto::agent::ConfigureSandboxRequest;
 use thiserror::Error;
@@ -14,6 +14,7 @@ use crate::container::images::Images;
 use crate::container::launch::{LaunchError, Launcher};
 use crate::container::pause::Pause;
 use crate::container::process::Process;
+use crate::container::user_namespace::UserNamespace;
 use crate::container::volumes::{Share, Tree, VolumeError, Volumes, tree_of};
 use crate::container::{Container, ContainerError};
 use crate::helper::spec::PauseSpec;
@@ -131,6 +132,7 @@ pub struct Sandbox {
     settings: Mutex<Settings>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     pause: Mutex<Option<Arc<Pause>>>,
+    users: OnceLock<UserNamespace>,
 }
 
 /// What a sandbox is made of.
@@ -180,6 +182,7 @@ impl Sandbox {
             settings: Mutex::default(),
             containers: Mutex::default(),
             pause: Mutex::default(),
+            users: OnceLock::new(),
         })
     }
 
@@ -208,12 +211,20 @@ impl Sandbox {
                 .collect();
             settings.ipc_sysctls.clone()
         };
+        if let Some(ranges) = request.user_namespace.as_ref() {
+            let users = UserNamespace::of_network(ranges).map_err(at("use the pod's user namespace"))?;
+            self.users.get_or_init(|| users);
+        }
         let hostname_line = format!("{}\n", request.hostname);
         let files =
             [("resolv.conf", &request.resolv_conf), ("hosts", &request.etc_hosts), ("hostname", &hostname_line)];
         for (name, content) in files.into_iter().filter(|(_, content)| !content.trim().is_empty()) {
             let path = self.places.files.join(name);
-            fs::write(&path, content).map_err(at(format!("write {}", path.display())))?;
+            let file = fs::File::create(&path).and_then(|mut file| file.write_all(content.as_bytes()).map(|()| file));
+            let file = file.map_err(at(format!("write {}", path.display())))?;
+            if let Some(users) = self.users() {
+                users.give(&file).map_err(at(format!("give {} to the pod's root", path.display())))?;
+            }
         }
         self.platform.configure(request)?;
         for (name, value) in &request.sysctls {
@@ -242,8 +253,8 @@ impl Sandbox {
         let namespaces = (libc::CLONE_NEWPID | POD_NAMESPACES) & !shared;
         let hostname = if shared & libc::CLONE_NEWUTS == 0 { hostname } else { String::new() };
         let cgroup = self.cgroup.child(PAUSE_CGROUP)?;
-        let started = Pause::start(&self.launcher, &cgroup, PauseSpec { cgroup: 0, namespaces, hostname, sysctls })
-            .map_err(SandboxError::Pause)?;
+        let spec = PauseSpec { user_namespace: None, cgroup: 0, namespaces, hostname, sysctls };
+        let started = Pause::start(&self.launcher, &cgroup, self.users(), spec).map_err(SandboxError::Pause)?;
         Ok(Arc::clone(pause.insert(Arc::new(started))))
     }
 
@@ -254,6 +265,12 @@ impl Sandbox {
         {
             crate::log::warning!("{error}");
         }
+    }
+
+    /// The user namespace that the pod's other namespaces belong to, where it is not the agent's own.
+    #[must_use]
+    pub fn users(&self) -> Option<&UserNamespace> {
+        self.users.get()
     }
 
     /// `CLONE_NEW*` flags of what the containers share with the agent.
@@ -272,7 +289,7 @@ impl Sandbox {
             (if settings.shm_size == 0 { DEFAULT_SHM } else { settings.shm_size }, settings.shared)
         };
         let shm = if shared & libc::CLONE_NEWIPC == 0 {
-            self.volumes.memory("/dev/shm", shm_size, 0o1777)?
+            self.volumes.memory("/dev/shm", shm_size, 0o1777, self.users().map_or((0, 0), UserNamespace::root))?
         } else {
             tree_of(Path::new("/"), "/dev/shm", "the host")?
         };

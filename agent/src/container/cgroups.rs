@@ -13,6 +13,11 @@ use thiserror::Error;
 /// Longest wait for killed processes to leave a cgroup.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Cgroups that a container may make below its own: they cost the kernel memory, and are removed one by one.
+const MAX_DESCENDANTS: &str = "1024";
+/// Of cgroups in cgroups.
+const MAX_DEPTH: &str = "16";
+
 /// Missing on kernels without swap, which have nothing to limit.
 const SWAP_LIMIT: &str = "memory.swap.max";
 
@@ -191,6 +196,20 @@ impl Cgroup {
             value: value.into(),
             source,
         })
+    }
+
+    /// Lets `uid` and `gid` sort the processes in here into cgroups below, and set no limit of this one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delegate(&self, (uid, gid): (u32, u32)) -> Result<(), CgroupError> {
+        let bounds = [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)];
+        self.apply(&bounds.map(|(file, value)| (file.into(), value.into())))?;
+        for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            let path = self.path.join(file);
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).map_err(io_error("delegate", &path))?;
+        }
+        Ok(())
     }
 
     /// Whether a controller's file is there.

@@ -12,6 +12,7 @@ use super::process::{Process, ProcessParts};
 use super::request::{self, FdTable};
 use super::state::Event;
 use super::streams::Streams;
+use super::user_namespace::UserNamespace;
 use super::volumes::{Tree, tree_of};
 use super::{Container, ContainerError, devices, limits};
 use crate::helper::spec::{ContainerSpec, Join, MountSpec, Propagation, Spec};
@@ -92,6 +93,9 @@ impl Builder<'_> {
         let (defaults, _) = self.sandbox.cgroup.applicable(limits::defaults());
         cgroup.apply(&defaults)?;
         cgroup.apply(&settings)?;
+        if let Some(users) = self.sandbox.users().filter(|_| self.request.privileged) {
+            cgroup.delegate(users.root())?;
+        }
         if !self.request.privileged {
             let rules = devices::rules(&self.request.devices);
             match devices::confine(cgroup.directory()?.as_fd(), &rules) {
@@ -108,15 +112,19 @@ impl Builder<'_> {
         let invalid = |what| self.container.invalid(what);
         let wanted = request.process.as_ref().unwrap_or_default();
         let mut process = request::process(wanted).map_err(invalid)?;
-        let devices = request::device_nodes(request).map_err(invalid)?;
-        let streams = Streams::make(wanted, &mut process, &mut self.fds);
+        let users = self.sandbox.users();
+        process.ids = users.map(UserNamespace::ids);
+        let devices = request::device_nodes(request, users).map_err(invalid)?;
+        let streams = Streams::make(wanted, &mut process, &mut self.fds, users);
         let streams = streams.map_err(|e| self.io("make the container's streams", e))?;
         let cgroup = self.fds.add(self.container.cgroup.directory()?);
         let (join, new_pid_namespace) = self.namespaces()?;
         let root = self.root()?;
+        let user_namespace = users.map(|users| users.spec(&mut self.fds)).transpose();
         let spec = ContainerSpec {
             cgroup,
             join,
+            user_namespace: user_namespace.map_err(|e| self.io("keep the pod's user namespace", e))?,
             new_pid_namespace,
             root: self.fds.add(root),
             attach_point: self.sandbox.places.attach_point.clone(),
@@ -167,6 +175,9 @@ impl Builder<'_> {
     fn root(&self) -> Result<OwnedFd, ContainerError> {
         let lower = match &self.request.rootfs.source {
             Some(agent::rootfs::Source::Image(image)) => self.image(image)?,
+            Some(agent::rootfs::Source::Directory(_)) if self.sandbox.users().is_some() => {
+                return Err(self.container.invalid("a root directory cannot be in a user namespace".into()));
+            }
             Some(agent::rootfs::Source::Directory(path)) if Path::new(path).is_absolute() => path.into(),
             Some(agent::rootfs::Source::Directory(path)) => {
                 return Err(self.container.invalid(format!("root directory {path:?} is not absolute")));
@@ -181,7 +192,7 @@ impl Builder<'_> {
     fn image(&self, image: &agent::ImageExtent) -> Result<std::path::PathBuf, ContainerError> {
         let extent = request::extent(image).map_err(|what| self.container.invalid(what))?;
         let drive = self.sandbox.image_drive()?;
-        let directory = self.sandbox.images.acquire(&extent, drive.as_deref())?;
+        let directory = self.sandbox.images.acquire(&extent, drive.as_deref(), self.sandbox.users())?;
         self.container.lock().holdings.images.push(extent.image);
         Ok(directory)
     }
@@ -193,6 +204,13 @@ impl Builder<'_> {
             let destination = request::check_path(&mount.destination, "mount destination").map_err(invalid)?;
             let propagation = request::propagation(mount.propagation).map_err(invalid)?;
             let tree = self.tree(mount)?;
+            if mount.id_mapped {
+                self.map_ids(mount, &tree)?;
+            }
+            if self.sandbox.users().is_some() && propagation == Propagation::Shared {
+                let why = "mounts of a pod with a user namespace cannot reach the host";
+                return Err(self.container.invalid(format!("{why}: {destination} is to be shared with it")));
+            }
             mounts.push(MountSpec {
                 destination,
                 directory: tree.directory,
@@ -225,13 +243,31 @@ impl Builder<'_> {
         Ok(mounts)
     }
 
+    fn map_ids(&self, mount: &agent::Mount, tree: &Tree) -> Result<(), ContainerError> {
+        // Images of a pod with a user namespace are mapped as a whole.
+        if mount.has_image() {
+            return Ok(());
+        }
+        let mapped = match self.sandbox.users() {
+            Some(users) => users.map(tree.fd.as_fd()),
+            None => Err(std::io::Error::other("the pod has no user namespace")),
+        };
+        mapped.map_err(|error| {
+            let hint =
+                "the file system of the volume, and each one mounted in it, must be able to (ext4, xfs, btrfs, tmpfs)";
+            let at = &mount.destination;
+            self.container.invalid(format!("cannot map the owners' ids of the volume for {at:?}: {error}; {hint}"))
+        })
+    }
+
     fn tree(&self, mount: &agent::Mount) -> Result<Tree, ContainerError> {
         let volumes = &self.sandbox.volumes;
+        let owner = self.sandbox.users().map_or((0, 0), UserNamespace::root);
         match &mount.source {
             Some(agent::mount::Source::Volume(path)) => Ok(volumes.shared(path, !mount.without_submounts)?),
             Some(agent::mount::Source::Tmpfs(tmpfs)) => {
                 let mode = if tmpfs.mode == 0 { 0o777 } else { tmpfs.mode & 0o7777 };
-                Ok(volumes.memory(&tmpfs.name, tmpfs.size_bytes, mode)?)
+                Ok(volumes.memory(&tmpfs.name, tmpfs.size_bytes, mode, owner)?)
             }
             Some(agent::mount::Source::Image(volume)) => {
                 let directory = self.image(volume.image.as_ref().unwrap_or_default())?;

@@ -12,6 +12,7 @@ use rustix::fs::CWD;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, UnmountFlags};
 use thiserror::Error;
 
+use super::user_namespace::UserNamespace;
 use crate::helper::detached_mount;
 use crate::sys::loop_device::LoopDevice;
 use crate::sys::{dm, in_mount_namespace};
@@ -85,11 +86,17 @@ impl Images {
         Self { directory, host, table: Mutex::default() }
     }
 
-    /// Mounts the image, or counts one more user; `drive` is "MAJOR:MINOR". Blocking: the lock serialises mounting.
+    /// Mounts the image, or counts one more user; `drive` is "MAJOR:MINOR", and what is mounted from files shows its owners
+    /// as ids of the pod's `users`. Blocking: the lock serialises mounting.
     ///
     /// # Errors
     /// See [`ImageError`]; nothing is left then.
-    pub fn acquire(&self, extent: &Extent, drive: Option<&str>) -> Result<PathBuf, ImageError> {
+    pub fn acquire(
+        &self,
+        extent: &Extent,
+        drive: Option<&str>,
+        users: Option<&UserNamespace>,
+    ) -> Result<PathBuf, ImageError> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mounted) = table.1.get_mut(&extent.image) {
             if mounted.extent != *extent {
@@ -108,7 +115,7 @@ impl Images {
                 Some(name)
             }
             Place::Files(files) => {
-                self.mount_files(&extent.image, files, &directory)?;
+                self.mount_files(&extent.image, files, &directory, users)?;
                 None
             }
         };
@@ -118,7 +125,13 @@ impl Images {
     }
 
     /// Mounts the files themselves where the kernel can (Linux 6.12), else loop devices over them.
-    fn mount_files(&self, image: &str, files: &[PathBuf], directory: &Path) -> Result<(), ImageError> {
+    fn mount_files(
+        &self,
+        image: &str,
+        files: &[PathBuf],
+        directory: &Path,
+        users: Option<&UserNamespace>,
+    ) -> Result<(), ImageError> {
         let fail = |step| move |source| ImageError::Io { step, image: image.into(), source };
         let named: Vec<String> = files.iter().map(|path| path.to_string_lossy().into_owned()).collect();
         let mount = || erofs(&sources(&named)).or_else(|_| on_loops(files));
@@ -126,7 +139,11 @@ impl Images {
             Some(host) => in_mount_namespace(host.as_fd(), mount),
             None => mount(),
         };
-        let attached = attach(&tree.map_err(fail("mount the file system"))?, directory);
+        let tree = tree.map_err(fail("mount the file system"))?;
+        if let Some(users) = users {
+            users.map(tree.as_fd()).map_err(fail("map the owners' ids in the file system"))?;
+        }
+        let attached = attach(&tree, directory);
         if attached.is_err() {
             let _ = fs::remove_dir(directory);
         }

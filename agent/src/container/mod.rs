@@ -19,6 +19,7 @@ pub mod state;
 pub mod stats;
 mod streams;
 pub mod usage;
+pub mod user_namespace;
 pub mod volumes;
 
 use std::collections::HashMap;

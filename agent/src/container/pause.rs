@@ -1,9 +1,11 @@
 //! The process that holds the pod's PID, IPC and UTS namespaces.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use super::cgroups::Cgroup;
 use super::launch::{Control, LaunchError, Launcher};
+use super::request::FdTable;
+use super::user_namespace::UserNamespace;
 use crate::helper::spec::{PauseSpec, Spec};
 
 /// Dropping it ends the namespaces.
@@ -15,13 +17,22 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Starts the holder; `spec` need not name the cgroup. Blocking.
+    /// Starts the holder; `spec` need name neither the cgroup nor the user namespace. Blocking.
     ///
     /// # Errors
     /// See [`LaunchError`].
-    pub fn start(launcher: &Launcher, cgroup: &Cgroup, spec: PauseSpec) -> Result<Self, LaunchError> {
-        let cgroup = cgroup.directory().map_err(|error| LaunchError::Refused(error.to_string()))?;
-        let launched = launcher.launch(&Spec::Pause(PauseSpec { cgroup: 0, ..spec }), &[cgroup.as_fd()])?;
+    pub fn start(
+        launcher: &Launcher,
+        cgroup: &Cgroup,
+        users: Option<&UserNamespace>,
+        spec: PauseSpec,
+    ) -> Result<Self, LaunchError> {
+        let mut fds = FdTable::default();
+        let directory = cgroup.directory().map_err(|error| LaunchError::Refused(error.to_string()))?;
+        let cgroup = fds.add(directory);
+        let user_namespace = users.map(|users| users.spec(&mut fds)).transpose().map_err(LaunchError::Control)?;
+        let spec = Spec::Pause(PauseSpec { cgroup, user_namespace, ..spec });
+        let launched = launcher.launch(&spec, &fds.borrowed())?;
         Ok(Self { pidfd: launched.pidfd, _control: launched.control })
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use bulkhead_proto::agent::{self, ImageExtent, Process, User};
 
 use super::images::{Extent, Place};
+use super::user_namespace::UserNamespace;
 use super::{capabilities, devices};
 use crate::helper::clean;
 use crate::helper::spec::{Fd, ProcessSpec, Propagation, Stdio, UserSpec};
@@ -113,6 +114,7 @@ pub fn process(process: &Process) -> Result<ProcessSpec, String> {
         user: user(process.user.as_ref().unwrap_or_default())?,
         capabilities: capabilities::sets(process.capabilities.as_ref().unwrap_or_default())?,
         rlimits: process.rlimits.iter().map(|r| (r.name.clone(), r.soft, r.hard)).collect(),
+        ids: None,
         no_new_privileges: process.no_new_privileges,
         oom_score_adj: process.oom_score_adj,
         seccomp: process
@@ -148,15 +150,22 @@ fn user(user: &User) -> Result<UserSpec, String> {
     })
 }
 
-/// The nodes that a container gets beside the standard ones.
+/// The nodes that a container gets beside the standard ones; those that nobody named stay the host's.
 ///
 /// # Errors
 /// What is wrong with one.
-pub fn device_nodes(spec: &agent::ContainerSpec) -> Result<Vec<crate::helper::spec::DeviceSpec>, String> {
+pub fn device_nodes(
+    spec: &agent::ContainerSpec,
+    users: Option<&UserNamespace>,
+) -> Result<Vec<crate::helper::spec::DeviceSpec>, String> {
     let mut nodes = if spec.privileged { devices::all_nodes() } else { Vec::new() };
     for device in &spec.devices {
         check_path(&device.path, "device")?;
-        nodes.push(devices::node(device)?);
+        let mut node = devices::node(device)?;
+        if let Some(users) = users {
+            users.own_device(&mut node);
+        }
+        nodes.push(node);
     }
     Ok(nodes)
 }

@@ -7,6 +7,7 @@ use bulkhead_proto::agent::Process;
 
 use super::launch::Launched;
 use super::request::FdTable;
+use super::user_namespace::UserNamespace;
 use crate::helper::spec::{ProcessSpec, Stdio};
 use crate::io::ProcessIo;
 
@@ -20,11 +21,16 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// Makes what `process` asks for and puts the other ends in `fds`.
+    /// Makes what `process` asks for and puts the other ends in `fds`, as the property of the root of `users`.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn make(process: &Process, spec: &mut ProcessSpec, fds: &mut FdTable) -> io::Result<Self> {
+    pub fn make(
+        process: &Process,
+        spec: &mut ProcessSpec,
+        fds: &mut FdTable,
+        users: Option<&UserNamespace>,
+    ) -> io::Result<Self> {
         if process.terminal {
             return Ok(Self::Terminal(process.stdin));
         }
@@ -37,6 +43,11 @@ impl Streams {
         };
         let (output, output_writer) = io::pipe()?;
         let (error, error_writer) = io::pipe()?;
+        if let Some(users) = users {
+            users.give(&theirs)?;
+            users.give(&output_writer)?;
+            users.give(&error_writer)?;
+        }
         spec.stdio = Stdio::Pipes(fds.add(theirs), fds.add(output_writer.into()), fds.add(error_writer.into()));
         Ok(Self::Pipes(input, output.into(), error.into()))
     }

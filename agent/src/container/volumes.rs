@@ -126,18 +126,19 @@ impl Volumes {
         Ok(())
     }
 
-    /// The memory volume `name`, made at the first use.
+    /// The memory volume `name`, made at the first use as the property of `owner`, user and group.
     ///
     /// # Errors
     /// See [`VolumeError`].
-    pub fn memory(&self, name: &str, size: u64, mode: u32) -> Result<Tree, VolumeError> {
+    pub fn memory(&self, name: &str, size: u64, mode: u32, owner: (u32, u32)) -> Result<Tree, VolumeError> {
         let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
         let path = match mounted.memory.get(name) {
             Some(path) => path.clone(),
             None => {
                 let path = self.memory.join(mounted.memory.len().to_string());
                 let (size, mode) = (size.to_string(), format!("{mode:o}"));
-                let mut options = vec![("source", "tmpfs"), ("mode", mode.as_str())];
+                let (uid, gid) = (owner.0.to_string(), owner.1.to_string());
+                let mut options = vec![("source", "tmpfs"), ("mode", mode.as_str()), ("uid", &uid), ("gid", &gid)];
                 if size != "0" {
                     options.push(("size", &size));
                 }

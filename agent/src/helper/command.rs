@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::thread::{Gid, Uid};
 
 use super::mounts::Attach;
@@ -66,6 +66,7 @@ pub(super) fn prepare(
     warnings: &mut Vec<String>,
 ) -> Result<Prepared, HelperError> {
     let identity = users::look_up(&process.user).map_err(|error| HelperError::Refused(error.to_string()))?;
+    check_ids(process.ids, &identity)?;
     let own = |fd| -> Result<OwnedFd, HelperError> { fds.get(fd)?.try_clone_to_owned().map_err(at("keep a stream")) };
     let streams = match process.stdio {
         Stdio::Pipes(input, output, error) => Streams::Pipes([own(input)?, own(output)?, own(error)?]),
@@ -73,6 +74,24 @@ pub(super) fn prepare(
     };
     let capabilities = capabilities::within_reach(&process.capabilities, warnings)?;
     Ok(Prepared { identity, capabilities, streams })
+}
+
+/// An id that the pod's user namespace lacks would be refused by the kernel without a name.
+fn check_ids(ids: Option<(u32, u32)>, identity: &Identity) -> Result<(), HelperError> {
+    let Some((uids, gids)) = ids else { return Ok(()) };
+    let outside = |kind, id, count| {
+        let last = u32::saturating_sub(count, 1);
+        Err(HelperError::Refused(format!(
+            "{kind} {id} is not in the pod's user namespace, which has 0 to {last}; map more of the host's or use one of these"
+        )))
+    };
+    if identity.uid >= uids {
+        return outside("user id", identity.uid, uids);
+    }
+    match identity.groups.iter().chain([&identity.gid]).find(|gid| **gid >= gids) {
+        Some(gid) => outside("group id", *gid, gids),
+        None => Ok(()),
+    }
 }
 
 /// Tells the agent that all is built, waits for its word and becomes the command.
@@ -132,6 +151,8 @@ fn become_user(identity: &Identity, wanted: &CapabilitySpec) -> Result<(), Helpe
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at(format!("become group {}", identity.gid)))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(format!("become user {}", identity.uid)))?;
+    // A change of user gives the setting that the host has for set-user-id programs.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at("become non-dumpable"))?;
     rustix::thread::set_keep_capabilities(false).map_err(at("stop keeping capabilities"))?;
     capabilities::apply(wanted)
 }
@@ -302,6 +323,18 @@ fn find(command: &CStr, path: &[u8]) -> Result<CString, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_outside_of_the_user_namespace_are_named() {
+        let identity = |uid, gid| Identity { uid, gid, groups: vec![gid, 7], home: "/".into() };
+        check_ids(None, &identity(u32::MAX, u32::MAX)).unwrap();
+        check_ids(Some((65536, 65536)), &identity(65535, 65535)).unwrap();
+        for (identity, name) in [(identity(65536, 0), "user id 65536"), (identity(0, 70000), "group id 70000")] {
+            let text = check_ids(Some((65536, 65536)), &identity).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains("0 to 65535"), "{text}");
+        }
+        assert!(check_ids(Some((8, 7)), &identity(0, 0)).is_err(), "a further group");
+    }
 
     #[test]
     fn commands_are_found_as_a_shell_would() {

@@ -52,7 +52,7 @@ pub(super) fn create(root: &Root, device: &DeviceSpec) -> Result<(), HelperError
     root.remove_file(&parent, name).map_err(at(step()))?;
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
     rustix::fs::mknodat(&parent, name, kind, mode, makedev(device.major, device.minor)).map_err(at(step()))?;
-    give(&parent, name, device.uid.unwrap_or(0), device.gid.unwrap_or(0)).map_err(at(step()))
+    give(&parent, name, device.uid, device.gid).map_err(at(step()))
 }
 
 /// Gives a node whose owner or group was left open to the container's user.
@@ -62,13 +62,16 @@ pub(super) fn give_to_user(root: &Root, device: &DeviceSpec, user: &Identity) ->
     }
     let step = || format!("give the device {} to the user", device.path);
     let (parent, name) = root.parent_of(Path::new(&device.path)).map_err(at(step()))?;
-    give(&parent, name, device.uid.unwrap_or(user.uid), device.gid.unwrap_or(user.gid)).map_err(at(step()))
+    // What is named was given from outside of the pod's user namespace, whose ids are others.
+    let open = |named: Option<u32>, id| if named.is_none() { Some(id) } else { None };
+    give(&parent, name, open(device.uid, user.uid), open(device.gid, user.gid)).map_err(at(step()))
 }
 
-fn give(parent: &OwnedFd, name: &OsStr, uid: u32, gid: u32) -> rustix::io::Result<()> {
-    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+/// Who is left out stays: the one that the node was made by.
+fn give(parent: &OwnedFd, name: &OsStr, uid: Option<u32>, gid: Option<u32>) -> rustix::io::Result<()> {
+    let owner = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
     match rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::PERM) if uid == 0 && gid == 0 => Ok(()),
+        Err(Errno::PERM) if uid.unwrap_or(0) == 0 && gid.unwrap_or(0) == 0 => Ok(()),
         other => other,
     }
 }

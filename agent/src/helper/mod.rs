@@ -16,6 +16,7 @@ mod paths;
 mod pause;
 pub mod spec;
 mod terminal;
+mod user_namespace;
 pub mod users;
 pub mod wire;
 
@@ -114,7 +115,13 @@ fn exec(control: &UnixStream, spec: &ExecSpec, fds: &Descriptors) -> Result<(), 
     let mut warnings = Vec::new();
     command::set_oom_score(&spec.process, &mut warnings)?;
     let entry = Entry { cgroup: spec.cgroup, join: &spec.join, unshare: 0 };
-    enter_and_fork(control, &entry, fds)?;
+    if spec.join.iter().any(|join| join.namespaces & libc::CLONE_NEWUSER != 0) {
+        user_namespace::join(&entry, fds)?;
+        user_namespace::become_root()?;
+        go_on_in_child(control, None, &spec.join, fds)?;
+    } else {
+        enter_and_fork(control, &entry, fds)?;
+    }
     let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
     command::report_and_start(control, &spec.process, prepared, warnings)
 }
@@ -130,9 +137,18 @@ struct Entry<'a> {
 fn enter_and_fork(control: &UnixStream, entry: &Entry<'_>, fds: &Descriptors) -> Result<(), HelperError> {
     join(entry.join, !libc::CLONE_NEWCGROUP, fds)?;
     sys::unshare(entry.unshare).map_err(at("make namespaces"))?;
+    go_on_in_child(control, Some(fds.get(entry.cgroup)?), entry.join, fds)
+}
+
+/// Goes on in a child in `cgroup`, or in the one that this process is in; the first process never returns from here.
+fn go_on_in_child(
+    control: &UnixStream,
+    cgroup: Option<BorrowedFd<'_>>,
+    joins: &[Join],
+    fds: &Descriptors,
+) -> Result<(), HelperError> {
     let (gate_reader, gate_writer) = io::pipe().map_err(at("make a pipe"))?;
-    let forked = sys::fork_into(fds.get(entry.cgroup)?).map_err(at("fork into the container's cgroup"));
-    match forked? {
+    match sys::fork(cgroup).map_err(at("fork into the container's cgroup"))? {
         Fork::Parent(pid) => {
             let told = wire::send(control, &Reply::Child(pid), &[]);
             // The child's exit must find its entry in the agent's table, so it may not be orphaned before.
@@ -147,7 +163,7 @@ fn enter_and_fork(control: &UnixStream, entry: &Entry<'_>, fds: &Descriptors) ->
             // Until the first process has taken its byte, both would read from one socket.
             let _ = (&gate_reader).read(&mut [0]).map_err(at("wait for the first stage"))?;
             // Only now: from inside it, the cgroup that this process comes from would not exist.
-            join(entry.join, libc::CLONE_NEWCGROUP, fds)?;
+            join(joins, libc::CLONE_NEWCGROUP, fds)?;
             rustix::process::setsid().map_err(at("start a session"))?;
             // What a process of another container, or of the host, put into its keyring is nobody else's.
             sys::new_session_keyring().map_err(at("make a session keyring"))

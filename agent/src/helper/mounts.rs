@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
@@ -71,15 +71,19 @@ fn new_at(
     mount_at(root, path, &tree)
 }
 
-/// /proc, /sys, cgroup, /dev and what is below it.
-pub(super) fn standard(root: &Root, privileged: bool) -> Result<(), HelperError> {
+/// The container's own /dev, empty.
+pub(super) fn dev(root: &Root) -> Result<(), HelperError> {
+    let options = [("mode", "755"), ("size", "65536k"), ("source", "tmpfs")];
+    new_at(root, "/dev", "tmpfs", &options, NO_SUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME)
+}
+
+/// The file systems that show the namespaces that this process is in: /proc, /sys, cgroup and those in /dev.
+pub(super) fn of_kernel(root: &Root, privileged: bool) -> Result<(), HelperError> {
     let quiet = NO_SUID | NO_DEV | NO_EXEC;
     let sys = if privileged { quiet } else { quiet | READ_ONLY };
     new_at(root, "/proc", "proc", &[], quiet)?;
     new_at(root, "/sys", "sysfs", &[], sys)?;
     new_at(root, "/sys/fs/cgroup", "cgroup2", &[], sys)?;
-    let dev = [("mode", "755"), ("size", "65536k"), ("source", "tmpfs")];
-    new_at(root, "/dev", "tmpfs", &dev, NO_SUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME)?;
     let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
     new_at(root, "/dev/pts", "devpts", &pts, NO_SUID | NO_EXEC)?;
     new_at(root, "/dev/mqueue", "mqueue", &[], quiet)
@@ -125,12 +129,21 @@ fn existing(root: &Root, path: &str) -> Result<Option<OwnedFd>, HelperError> {
     }
 }
 
+const CLONE_ALL: OpenTreeFlags =
+    OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC).union(OpenTreeFlags::AT_RECURSIVE);
+
 fn clone_of(target: &OwnedFd) -> rustix::io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(target, "", flags)
+    open_tree(target, "", CLONE_ALL | OpenTreeFlags::AT_EMPTY_PATH)
+}
+
+/// The current directory with all mounts below it, mounted nowhere yet.
+pub(super) fn clone_of_current_directory() -> rustix::io::Result<OwnedFd> {
+    open_tree(CWD, ".", CLONE_ALL)
+}
+
+/// The current directory, as it is mounted in the present mount namespace.
+pub(super) fn current_directory() -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// Makes `path`, when it exists, and all mounts below it read-only.

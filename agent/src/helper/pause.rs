@@ -13,7 +13,8 @@ use rustix::process::{Pid, WaitOptions};
 use super::paths::Root;
 use super::spec::{CapabilitySpec, PauseSpec, Reply};
 use super::{
-    Descriptors, Entry, HelperError, at, capabilities, container, enter_and_fork, mounts, wire, write_setting,
+    Descriptors, Entry, HelperError, at, capabilities, container, enter_and_fork, go_on_in_child, mounts,
+    user_namespace, wire, write_setting,
 };
 use crate::sys;
 
@@ -22,7 +23,15 @@ const ATTACH_POINT: &str = "/proc";
 
 pub(super) fn run(control: &UnixStream, spec: &PauseSpec, fds: Descriptors) -> Result<(), HelperError> {
     let entry = Entry { cgroup: spec.cgroup, join: &[], unshare: spec.namespaces };
-    enter_and_fork(control, &entry, &fds)?;
+    match &spec.user_namespace {
+        None => enter_and_fork(control, &entry, &fds)?,
+        Some(users) => {
+            user_namespace::join(&entry, &fds)?;
+            user_namespace::enter(users, &fds)?;
+            sys::unshare(spec.namespaces).map_err(at("make the pod's namespaces"))?;
+            go_on_in_child(control, None, &[], &fds)?;
+        }
+    }
     drop(fds);
     if !spec.hostname.is_empty() {
         let name = spec.hostname.as_bytes();

@@ -30,9 +30,22 @@ pub struct Join {
     pub namespaces: i32,
 }
 
+/// The pod's user namespace.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct UserNamespaceSpec {
+    /// The namespace itself.
+    pub fd: Fd,
+    /// Its root's user id on the host.
+    pub uid: u32,
+    /// Its root's group id on the host.
+    pub gid: u32,
+}
+
 /// The holder of the pod's PID, IPC and UTS namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PauseSpec {
+    /// Of the pod; the namespaces are its.
+    pub user_namespace: Option<UserNamespaceSpec>,
     /// Directory of the pod's own leaf.
     pub cgroup: Fd,
     /// `CLONE_NEW*` flags of those to be made.
@@ -50,6 +63,8 @@ pub struct ContainerSpec {
     pub cgroup: Fd,
     /// Namespaces of others.
     pub join: Vec<Join>,
+    /// Of the pod; the container's own namespaces are its.
+    pub user_namespace: Option<UserNamespaceSpec>,
     /// Make a PID namespace of its own.
     pub new_pid_namespace: bool,
     /// The root, a detached writable mount.
@@ -77,7 +92,7 @@ pub struct ContainerSpec {
 pub struct ExecSpec {
     /// Directory of the container's cgroup.
     pub cgroup: Fd,
-    /// The container's namespaces.
+    /// The container's namespaces; the user namespace is one of them where the pod has its own.
     pub join: Vec<Join>,
     /// What to run.
     pub process: ProcessSpec,
@@ -151,6 +166,8 @@ pub struct ProcessSpec {
     pub capabilities: CapabilitySpec,
     /// Name (`RLIMIT_...`), soft, hard.
     pub rlimits: Vec<(String, u64, u64)>,
+    /// How many user and group ids the pod's user namespace has; without one all.
+    pub ids: Option<(u32, u32)>,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privileges: bool,
     /// -1000 to 1000.

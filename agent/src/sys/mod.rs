@@ -26,20 +26,22 @@ pub enum Fork {
 /// `CLONE_INTO_CGROUP` of `linux/sched.h`.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Duplicates the calling process, which must have one thread only, into the cgroup v2 directory `cgroup`. A process that is
-/// moved there later waits until every processor has passed a quiet state, which takes milliseconds.
+/// Duplicates the calling process, which must have one thread only, into the cgroup v2 directory `cgroup` if there is one. A
+/// process that is moved there later waits until every processor has passed a quiet state, which takes milliseconds.
 ///
 /// # Errors
 /// The kernel's, and `EDEADLK` when there is more than one thread.
-pub fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Fork> {
+pub fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
         return Err(io::Error::from_raw_os_error(libc::EDEADLK));
     }
     // SAFETY: all fields are integers, for which zero is a value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = INTO_CGROUP;
     arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags = INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     // SAFETY: the process has one thread, checked above, so no lock can be held by a thread that the child lacks; without
     // CLONE_VM the child has a copy of everything, as after fork; the arguments outlive the call, and their true size is passed.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) } {
@@ -188,19 +190,39 @@ pub fn execve(path: &CStr, args: &[&CStr], env: &[&CStr]) -> io::Result<Infallib
     Err(io::Error::last_os_error())
 }
 
+/// The user namespace that owns the namespace behind `namespace`.
+///
+/// # Errors
+/// The kernel's: `EPERM` when it is not below the caller's own.
+pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // _IO(0xb7, 1) of linux/nsfs.h.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) };
+    check(fd.into())?;
+    // SAFETY: the kernel has just made the descriptor for this call; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Changes attributes and propagation of the mount at `tree` (and those below it when `recursive`).
 ///
 /// # Errors
 /// The kernel's.
 pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct MountAttr {
-        attr_set: u64,
-        attr_clr: u64,
-        propagation: u64,
-        userns_fd: u64,
-    }
-    let attr = MountAttr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(tree, recursive, libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 })
+}
+
+/// Shows the owners in the detached `tree`, and in all mounts below it, as ids of the user namespace `users`.
+///
+/// # Errors
+/// The kernel's: `EINVAL` when a file system in it cannot do that, `EPERM` when a mount is id-mapped already.
+pub fn map_ids(tree: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = users.as_raw_fd().unsigned_abs().into();
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set_attributes(tree, true, attr)
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, recursive: bool, attr: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attr` lives through the call and its true size is passed.
     check(unsafe {
@@ -210,7 +232,7 @@ pub fn mount_setattr(tree: BorrowedFd<'_>, recursive: bool, set: u64, propagatio
             c"".as_ptr(),
             flags,
             &raw const attr,
-            size_of::<MountAttr>(),
+            size_of::<libc::mount_attr>(),
         )
     })
 }

@@ -7,13 +7,20 @@ use crate::error_text;
 use crate::network::link;
 use crate::sys::cgroup::Hierarchy;
 use crate::sys::host::find_program;
-use crate::sys::{netns, tap};
+use crate::sys::{netns, tap, userns};
 
 /// Controllers that pods' limits need.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 pub(super) async fn findings() -> Vec<Finding> {
     let mut findings = network_devices().await;
+    findings.push(match userns::probe() {
+        Ok(()) => Finding::ok("user namespaces", "pods on this host's kernel can have users of their own"),
+        Err(error) => {
+            let to_do = "pods with hostUsers: false are refused on this node";
+            Finding::lacking("user namespaces", Level::Warning, error_text(&error), to_do)
+        }
+    });
     findings.push(cgroup(Hierarchy::discover().map_err(|e| error_text(&e))));
     findings.push(match find_program(Path::new("nft")) {
         Some(path) => Finding::ok("nftables", path.display().to_string()),

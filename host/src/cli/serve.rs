@@ -131,14 +131,23 @@ async fn abilities() -> HostAbilities {
     let result = tokio::task::spawn_blocking(check::kvm_selftest::run_patiently).await;
     let kvm_time = started.elapsed();
     let tsc_khz = tokio::task::spawn_blocking(sys::tsc::frequency_khz).await.ok().flatten();
-    match result {
+    let kvm_reason = match result {
         Ok(Ok(passed)) => {
             tracing::info!(us = passed.as_micros(), "KVM self-test passed");
-            HostAbilities { kvm: true, kvm_time, kvm_reason: String::new(), tsc_khz }
+            None
         }
-        Ok(Err(error)) => HostAbilities { kvm: false, kvm_time, kvm_reason: crate::error_text(&error), tsc_khz },
-        Err(_) => HostAbilities { kvm: false, kvm_time, kvm_reason: "the self-test crashed".into(), tsc_khz },
+        Ok(Err(error)) => Some(crate::error_text(&error)),
+        Err(_) => Some("the self-test crashed".into()),
+    };
+    let no_user_namespaces = match tokio::task::spawn_blocking(sys::userns::probe).await {
+        Ok(probed) => probed.err().map(|error| crate::error_text(&error)),
+        Err(_) => Some("the test of user namespaces crashed".into()),
+    };
+    if let Some(why) = &no_user_namespaces {
+        tracing::warn!(why, "pods on this host's kernel can have no user namespace");
     }
+    let kvm = kvm_reason.is_none();
+    HostAbilities { kvm, kvm_time, kvm_reason: kvm_reason.unwrap_or_default(), tsc_khz, no_user_namespaces }
 }
 
 fn tell_default_handler(config: &Config, abilities: &HostAbilities) {

@@ -321,10 +321,12 @@ mod tests {
         let mut parts = parts();
         let text = parts.device(&asked, &HostAccess::Refused("y can".into())).unwrap_err();
         assert!(text.contains("a device of the host") && text.contains("y can"), "{text}");
-        parts.device(&asked, &HostAccess::Given).unwrap();
+        parts.device(&asked, &HostAccess::Given(None)).unwrap();
         assert_eq!((parts.devices[0].access.as_str(), parts.devices[0].mode), ("rw", 0o666));
         assert_eq!(access("b", Some(0o400)), "rm");
-        parts.device(&nri::LinuxDevice { path: "-/dev/x".into(), ..Default::default() }, &HostAccess::Given).unwrap();
+        parts
+            .device(&nri::LinuxDevice { path: "-/dev/x".into(), ..Default::default() }, &HostAccess::Given(None))
+            .unwrap();
         assert!(parts.devices.is_empty());
     }
 

@@ -19,7 +19,7 @@ use crate::image::{Image, ImageId, ImageRoot};
 use crate::journaled::Journaled;
 use crate::node::{Node, new_id, now_ns};
 use crate::nri::{Creation, messages};
-use crate::sandbox::{Live, Sandbox, SandboxRecord};
+use crate::sandbox::{Live, Sandbox, SandboxRecord, user_namespace};
 use crate::store::Kind;
 
 /// Most groups of a process, as the kernel has it; a guest may claim more.
@@ -272,6 +272,9 @@ fn refuse_unsupported(
     }
     if let Some(annotation) = config.annotations.keys().find(|key| key.starts_with(cdi::ANNOTATION)) {
         host.ask(&format!("the annotation {annotation}"), "devices of the host")?;
+    }
+    if let Some(options) = &context.namespace_options {
+        user_namespace::check_container(host.users(), options).map_err(ContainerError::Invalid)?;
     }
     security::check(context)
 }

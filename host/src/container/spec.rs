@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn the_hosts_processes_are_only_for_pods_on_the_host() {
         let options = cri::NamespaceOption { pid: cri::NamespaceMode::Node as i32, ..Default::default() };
-        let (mode, _) = pid_mode(Some(&options), &HostAccess::Given).unwrap();
+        let (mode, _) = pid_mode(Some(&options), &HostAccess::Given(None)).unwrap();
         assert_eq!(mode, agent::PidMode::PID_MODE_NODE);
         let text = pid_mode(Some(&options), &HostAccess::Refused("x can".into())).unwrap_err().to_string();
         assert!(text.contains("namespace_options.pid") && text.ends_with("; x can"), "{text}");

@@ -1,7 +1,7 @@
 //! A container's mounts: host paths go into the pod's volume share, memory-backed emptyDirs become tmpfs in the guest,
 //! image volumes are mapped into the image drive.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::{agent, cri};
 use rustix::fs::statfs;
@@ -11,7 +11,7 @@ use super::host_access::HostAccess;
 use crate::blocking;
 use crate::image::ImageRoot;
 use crate::node::Node;
-use crate::sandbox::Live;
+use crate::sandbox::{Live, user_namespace};
 use crate::sys::mounts::{self, Access};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -118,7 +118,11 @@ fn plan_one(name: String, mount: &cri::Mount, host: &HostAccess) -> Result<Plann
         host.ask("mount.propagation = PROPAGATION_BIDIRECTIONAL", "mounts that reach the host")?;
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return refuse("id-mapped mounts are not supported yet");
+        host.ask("mount.uidMappings or gidMappings", "id-mapped mounts")?;
+    }
+    let id_mapped = user_namespace::maps_ids(host.users(), mount).map_err(|why| refusal(mount, &why))?;
+    if host.users().is_some() {
+        check_for_users(mount).map_err(|why| refusal(mount, &why))?;
     }
     if mount.recursive_read_only && !mount.readonly {
         return refuse("recursive_read_only needs readonly");
@@ -130,6 +134,7 @@ fn plan_one(name: String, mount: &cri::Mount, host: &HostAccess) -> Result<Plann
         destination: mount.container_path.clone(),
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_read_only,
+        id_mapped,
         ..Default::default()
     };
     if let Some(image) = &mount.image {
@@ -143,7 +148,7 @@ fn plan_one(name: String, mount: &cri::Mount, host: &HostAccess) -> Result<Plann
         }
         Err(e) => return refuse(&e.to_string()),
     };
-    if *host == HostAccess::Given {
+    if matches!(host, HostAccess::Given(_)) {
         return of_host(mount, &host_path, base);
     }
     if let Some(size) = memory_empty_dir(&host_path) {
@@ -164,6 +169,35 @@ fn plan_one(name: String, mount: &cri::Mount, host: &HostAccess) -> Result<Plann
     // The host's mounts enforce it. The guest sees one file system, and its flag would cover the mounts below as well.
     let mount = agent::Mount { source, readonly: mount.recursive_read_only, ..base };
     Ok(Planned::Share { name, directory: host_path.is_dir(), host_path, access, mount })
+}
+
+/// What a container in a user namespace cannot have: its kernel file systems are mounted last, and its mounts are its own.
+fn check_for_users(mount: &cri::Mount) -> Result<(), String> {
+    let path = clean(Path::new(&mount.container_path));
+    if let Some(covered) = ["/proc", "/sys", "/dev/pts", "/dev/mqueue"].iter().find(|own| path.starts_with(own)) {
+        return Err(format!("nothing can be mounted in {covered} of a pod with a user namespace"));
+    }
+    if mount.propagation == cri::MountPropagation::PropagationBidirectional as i32 {
+        return Err(
+            "propagation is BIDIRECTIONAL, and mounts of a pod with a user namespace cannot reach the host".into()
+        );
+    }
+    Ok(())
+}
+
+/// Without "." and "..", which never lead above the root.
+fn clean(path: &Path) -> PathBuf {
+    let mut result = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => result.push(name),
+            Component::ParentDir => {
+                result.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    result
 }
 
 /// A mount of a container on the host's kernel: the agent clones it from the host's own mounts.
@@ -258,6 +292,19 @@ mod tests {
         assert!(text.contains("mount.propagation") && text.ends_with("native can"), "{text}");
         let text = refused(cri::Mount { container_path: "x".into(), ..mount("/") }).await;
         assert!(text.contains("absolute"), "{text}");
+    }
+
+    #[test]
+    fn users_of_their_own_reach_neither_the_kernels_file_systems_nor_the_host() {
+        let mount = |path: &str| cri::Mount { container_path: path.into(), ..Default::default() };
+        for path in ["/proc/sys", "/x/../sys", "//sys/fs/bpf", "/dev/pts"] {
+            assert!(check_for_users(&mount(path)).unwrap_err().contains("user namespace"), "{path}");
+        }
+        for path in ["/processes", "/data", "/dev/termination-log"] {
+            check_for_users(&mount(path)).unwrap();
+        }
+        let propagation = cri::MountPropagation::PropagationBidirectional as i32;
+        assert!(check_for_users(&cri::Mount { propagation, ..mount("/data") }).is_err());
     }
 
     #[tokio::test]

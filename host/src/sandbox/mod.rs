@@ -29,6 +29,7 @@ pub mod state;
 pub mod stats;
 mod stop;
 mod update;
+pub mod user_namespace;
 pub mod users;
 mod validate;
 mod watch;

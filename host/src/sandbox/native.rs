@@ -40,9 +40,13 @@ pub(super) async fn prepare(node: &Arc<Node>, record: &SandboxRecord) -> Result<
     let mut netns = None;
     if !shares_network(&record.config) {
         let path = record.netns();
-        let (target, step) = (path.clone(), id.to_owned());
+        let (target, step, users) = (path.clone(), id.to_owned(), record.users());
         let made = tokio::task::spawn_blocking(move || {
-            sys::netns::create(&target).map_err(SandboxError::step(&step, "creation of the network namespace"))
+            let made = match users {
+                Some(users) => sys::userns::create_network(&target, users),
+                None => sys::netns::create(&target),
+            };
+            made.map_err(SandboxError::step(&step, "creation of the network namespace"))
         });
         made.await.map_err(|_| SandboxError::Interrupted { id: id.to_owned() })??;
         netns = Some(path);

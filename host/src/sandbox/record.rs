@@ -6,12 +6,14 @@ use bulkhead_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use super::state::SandboxState;
+use super::user_namespace;
 use crate::config::{CgroupDriver, Config, RuntimeHandlerConfig};
 use crate::network::PodNetworkState;
 use crate::sandboxer::MachinePaths;
 use crate::sandboxer::place::Owner;
 use crate::sandboxer::sizing::Sizing;
 use crate::store::proto_text;
+use crate::sys::userns::Mapping;
 use crate::systemd::Slice;
 
 /// Longest label of a domain name (RFC 1035, section 2.3.4).
@@ -129,6 +131,12 @@ impl SandboxRecord {
     #[must_use]
     pub fn shares_network(&self) -> bool {
         super::native::shares_network(&self.config)
+    }
+
+    /// The ids of the pod's user namespace; `None` for the host's. It was checked before the record was made.
+    #[must_use]
+    pub fn users(&self) -> Option<Mapping> {
+        user_namespace::mapping(&self.config).ok().flatten()
     }
 
     /// The name that makes two creations the same.

@@ -8,7 +8,10 @@ use bulkhead_proto::launch::Monitor;
 use bulkhead_proto::{agent, cri};
 
 use super::state::SandboxEvent;
-use super::{Live, Sandbox, SandboxError, SandboxRecord, SandboxState, native, record, release, size, validate, watch};
+use super::{
+    Live, Sandbox, SandboxError, SandboxRecord, SandboxState, native, record, release, size, user_namespace, validate,
+    watch,
+};
 use crate::config::{RuntimeHandlerConfig, SandboxerKind};
 use crate::guest::Agent;
 use crate::journaled::Journaled;
@@ -30,7 +33,7 @@ const MAX_NETWORK_QUEUES: u16 = 4;
 pub async fn run(node: &Arc<Node>, config: cri::PodSandboxConfig, handler: &str) -> Result<String, SandboxError> {
     let (name, handler) = resolve_handler(node, handler)?;
     let handler = handler.resolve(&name, &config.annotations).map_err(SandboxError::Invalid)?;
-    validate::check(&config, &name, &handler, &node.config)?;
+    validate::check(&config, &name, &handler, &node.config, &node.abilities)?;
     let key = SandboxRecord::key(&config);
     let interrupted = SandboxError::Interrupted { id: format!("of pod {key}") };
     let (maker, pod) = (node.clone(), key.clone());
@@ -150,7 +153,11 @@ async fn build(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), SandboxEr
         Agent::check_version(answer.protocol_version)?;
         Ok(answer)
     });
-    configured.map_err(SandboxError::step(id, "configuration of the guest"))?;
+    let configured = configured.map_err(SandboxError::step(id, "configuration of the guest"))?;
+    if record.users().is_some() && !configured.user_namespace {
+        let why = "namespace_options.userns_options asks for a user namespace, which the installed bulkhead-agent does not know";
+        return Err(SandboxError::Invalid(format!("{why}; install the one of this release")));
+    }
     if node.nri.is_serving() {
         let known = SandboxRecord { network: Some(network.clone()), ..SandboxRecord::clone(&record) };
         node.nri.run_pod(&known).await?;
@@ -271,6 +278,7 @@ fn configuration(record: &SandboxRecord, network: &PodNetworkState) -> agent::Co
         resolv_conf: crate::network::dns::resolv_conf(config.dns_config.as_ref(), network),
         sysctls: config.linux.clone().unwrap_or_default().sysctls.into_iter().collect(),
         has_scratch_drive: !record.shares_host(),
+        user_namespace: record.users().map(user_namespace::to_agent).into(),
         ..Default::default()
     }
 }

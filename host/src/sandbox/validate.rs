@@ -3,8 +3,9 @@
 
 use bulkhead_proto::cri;
 
-use super::SandboxError;
+use super::{SandboxError, user_namespace};
 use crate::config::{CgroupDriver, Config, RuntimeHandlerConfig};
+use crate::sandboxer::monitor::HostAbilities;
 use crate::systemd::Slice;
 
 /// The kernel's limit (`__NEW_UTS_LEN`).
@@ -16,6 +17,7 @@ pub(super) fn check(
     name: &str,
     handler: &RuntimeHandlerConfig,
     config: &Config,
+    host: &HostAbilities,
 ) -> Result<(), SandboxError> {
     let invalid = |text: String| Err(SandboxError::Invalid(text));
     if pod.metadata.as_ref().is_none_or(|metadata| metadata.name.is_empty()) {
@@ -27,11 +29,17 @@ pub(super) fn check(
     let linux = pod.linux.clone().unwrap_or_default();
     check_cgroup_parent(&linux.cgroup_parent, config.daemon.cgroup_driver).map_err(SandboxError::Invalid)?;
     let namespaces = linux.security_context.unwrap_or_default().namespace_options.unwrap_or_default();
-    if let Some(userns) = &namespaces.userns_options
-        && userns.mode == cri::NamespaceMode::Pod as i32
-        && !userns.uids.is_empty()
-    {
-        return invalid(format!("namespace_options.userns_options is not supported by runtime handler {name:?} yet"));
+    if user_namespace::mapping(pod).map_err(SandboxError::Invalid)?.is_some() {
+        const FIELD: &str = "namespace_options.userns_options";
+        if !handler.sandboxer.shares_host() {
+            return invalid(format!(
+                "{FIELD} asks for a user namespace, which a VM (runtime handler {name:?}) cannot give; {}",
+                config.native_handlers()
+            ));
+        }
+        if let Some(why) = &host.no_user_namespaces {
+            return invalid(format!("{FIELD} asks for a user namespace, which this host's kernel cannot give: {why}"));
+        }
     }
     let of_node = |mode: i32| mode == cri::NamespaceMode::Node as i32;
     if handler.sandboxer.shares_host() {
@@ -112,14 +120,34 @@ mod tests {
     fn a_vm_refuses_what_is_the_hosts_and_names_who_can() {
         let (config, vm) = (config(), RuntimeHandlerConfig::qemu());
         let node = cri::NamespaceMode::Node as i32;
+        let host = HostAbilities::default();
+        let check = |pod: &cri::PodSandboxConfig, name: &str, handler: &RuntimeHandlerConfig| {
+            super::check(pod, name, handler, &config, &host)
+        };
         let pods =
             [("network", pod(|o| o.network = node)), ("pid", pod(|o| o.pid = node)), ("ipc", pod(|o| o.ipc = node))];
         for (field, pod) in pods {
-            let text = check(&pod, "qemu", &vm, &config).unwrap_err().to_string();
+            let text = check(&pod, "qemu", &vm).unwrap_err().to_string();
             assert!(text.contains(field) && text.contains("runtime handler \"native\" can"), "{text}");
-            check(&pod, "native", &config.runtimes["native"], &config).unwrap();
+            check(&pod, "native", &config.runtimes["native"]).unwrap();
         }
-        check(&pod(|_| {}), "qemu", &vm, &config).unwrap();
+        check(&pod(|_| {}), "qemu", &vm).unwrap();
+    }
+
+    #[test]
+    fn users_of_its_own_are_for_pods_on_the_hosts_kernel_where_it_can() {
+        let config = config();
+        let range = vec![cri::IdMapping { container_id: 0, host_id: 65_536, length: 65_536 }];
+        let users = cri::UserNamespace { uids: range.clone(), gids: range, ..Default::default() };
+        let pod = pod(|options| options.userns_options = Some(users));
+        let able = HostAbilities::default();
+        let unable = HostAbilities { no_user_namespaces: Some("it is too old".into()), ..Default::default() };
+        let check = |name: &str, host: &HostAbilities| check(&pod, name, &config.runtimes[name], &config, host);
+        check("native", &able).unwrap();
+        let text = check("native", &unable).unwrap_err().to_string();
+        assert!(text.contains("userns_options") && text.ends_with("it is too old"), "{text}");
+        let text = check("qemu", &able).unwrap_err().to_string();
+        assert!(text.contains("userns_options") && text.ends_with("runtime handler \"native\" can"), "{text}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::config::{Accelerator, Config, MICROVM, QEMU, RuntimeHandlerConfig, Sa
 use crate::sys::host::find_program;
 
 /// What the host can do, found out once at start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct HostAbilities {
     /// The KVM self-test passed.
     pub kvm: bool,
@@ -20,6 +20,8 @@ pub struct HostAbilities {
     pub kvm_reason: String,
     /// Frequency of the time-stamp counter, which an emulated guest sees too.
     pub tsc_khz: Option<u64>,
+    /// Why pods on the host's kernel cannot have users of their own; `None` when they can.
+    pub no_user_namespaces: Option<String>,
 }
 
 /// What the guest's kernel is told so that it boots fast and with the CPUs it shall have: handler's arguments last.
@@ -104,7 +106,13 @@ mod tests {
     use super::*;
 
     fn host(kvm: bool) -> HostAbilities {
-        HostAbilities { kvm, kvm_time: Duration::ZERO, kvm_reason: "none".into(), tsc_khz: Some(2_000_000) }
+        HostAbilities {
+            kvm,
+            kvm_time: Duration::ZERO,
+            kvm_reason: "none".into(),
+            tsc_khz: Some(2_000_000),
+            ..Default::default()
+        }
     }
 
     #[test]

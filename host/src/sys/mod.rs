@@ -2,6 +2,7 @@
 //! index of unsafe code: only modules that say `allow(unsafe_code)` contain any.
 //!
 //! * [`netns`]: network namespaces that outlive the daemon, and running code inside one.
+//! * [`userns`]: user namespaces that own network namespaces (unsafe: clone, and system calls in the child).
 //! * [`tap`]: tap devices (unsafe: ioctls of /dev/net/tun).
 //! * [`mounts`]: detached mounts for volumes (unsafe: `mount_setattr`).
 //! * [`descriptors`]: descriptors over unix sockets.
@@ -23,3 +24,4 @@ pub mod process;
 pub mod readiness;
 pub mod tap;
 pub mod tsc;
+pub mod userns;

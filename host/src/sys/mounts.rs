@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -94,8 +95,20 @@ fn unescape(field: &str) -> PathBuf {
     text.into()
 }
 
+/// Shows the owners in the detached mount `tree` as ids of the user namespace `users`.
+///
+/// # Errors
+/// The kernel's: `EINVAL` when the file system cannot do that.
+pub fn map_ids(tree: &OwnedFd, users: &File) -> io::Result<()> {
+    let userns_fd = users.as_raw_fd().unsigned_abs().into();
+    apply(tree, libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd }, false)
+}
+
 fn set_attributes(tree: &OwnedFd, set: u64, propagation: u64, recursive: bool) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    apply(tree, libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 }, recursive)
+}
+
+fn apply(tree: &OwnedFd, attributes: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open; the path is a NUL-terminated literal; the kernel reads `size_of::<mount_attr>()`
     // bytes from `attributes`, which outlives the call.

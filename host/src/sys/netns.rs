@@ -68,6 +68,24 @@ pub enum NetnsError {
 /// # Errors
 /// When the path cannot be made or the kernel refuses (CAP_SYS_ADMIN is needed).
 pub fn create(path: &Path) -> Result<(), NetnsError> {
+    create_with(path, |path| {
+        let target = path.to_owned();
+        let made = on_thread(path, move || {
+            let failed = |step, source: rustix::io::Errno| NetnsError::Create {
+                path: target.clone(),
+                step,
+                source: source.into(),
+            };
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|e| failed("unshare", rustix::io::Errno::from_raw_os_error(e as i32)))?;
+            mount_bind("/proc/thread-self/ns/net", &target).map_err(|e| failed("bind mount", e))
+        });
+        made.and_then(|inner| inner)
+    })
+}
+
+/// [`create`] by `make`, which binds a namespace to the file that is there then.
+pub(super) fn create_with(path: &Path, make: impl FnOnce(&Path) -> Result<(), NetnsError>) -> Result<(), NetnsError> {
     if exists(path) {
         return Ok(());
     }
@@ -76,15 +94,7 @@ pub fn create(path: &Path) -> Result<(), NetnsError> {
         fs::create_dir_all(parent).map_err(prepare)?;
     }
     OpenOptions::new().write(true).create(true).truncate(false).mode(0o444).open(path).map_err(prepare)?;
-    let target = path.to_owned();
-    let made = on_thread(path, move || {
-        let failed =
-            |step, source: rustix::io::Errno| NetnsError::Create { path: target.clone(), step, source: source.into() };
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|e| failed("unshare", rustix::io::Errno::from_raw_os_error(e as i32)))?;
-        mount_bind("/proc/thread-self/ns/net", &target).map_err(|e| failed("bind mount", e))
-    });
-    let made = made.and_then(|inner| inner);
+    let made = make(path);
     if made.is_err() {
         // An empty file would only look like a namespace to people.
         let _ = fs::remove_file(path);

@@ -385,6 +385,8 @@ pub struct ConfigureSandboxRequest {
     pub host_ipc: bool,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxRequest.host_uts)
     pub host_uts: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxRequest.user_namespace)
+    pub user_namespace: ::protobuf::MessageField<UserNamespace>,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ConfigureSandboxRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -402,7 +404,7 @@ impl ConfigureSandboxRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(12);
+        let mut fields = ::std::vec::Vec::with_capacity(13);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "sandbox_id",
@@ -463,6 +465,11 @@ impl ConfigureSandboxRequest {
             "host_uts",
             |m: &ConfigureSandboxRequest| { &m.host_uts },
             |m: &mut ConfigureSandboxRequest| { &mut m.host_uts },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, UserNamespace>(
+            "user_namespace",
+            |m: &ConfigureSandboxRequest| { &m.user_namespace },
+            |m: &mut ConfigureSandboxRequest| { &mut m.user_namespace },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ConfigureSandboxRequest>(
             "ConfigureSandboxRequest",
@@ -530,6 +537,9 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
                 96 => {
                     self.host_uts = is.read_bool()?;
                 },
+                106 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.user_namespace)?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -584,6 +594,10 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         if self.host_uts != false {
             my_size += 1 + 1;
         }
+        if let Some(v) = self.user_namespace.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -632,6 +646,9 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         if self.host_uts != false {
             os.write_bool(12, self.host_uts)?;
         }
+        if let Some(v) = self.user_namespace.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(13, v, os)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -661,6 +678,7 @@ impl ::protobuf::Message for ConfigureSandboxRequest {
         self.has_scratch_drive = false;
         self.host_ipc = false;
         self.host_uts = false;
+        self.user_namespace.clear();
         self.special_fields.clear();
     }
 
@@ -693,6 +711,8 @@ pub struct ConfigureSandboxResponse {
     // message fields
     // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxResponse.protocol_version)
     pub protocol_version: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.ConfigureSandboxResponse.user_namespace)
+    pub user_namespace: bool,
     // special fields
     // @@protoc_insertion_point(special_field:bulkhead.agent.v1.ConfigureSandboxResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -710,12 +730,17 @@ impl ConfigureSandboxResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut fields = ::std::vec::Vec::with_capacity(2);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "protocol_version",
             |m: &ConfigureSandboxResponse| { &m.protocol_version },
             |m: &mut ConfigureSandboxResponse| { &mut m.protocol_version },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "user_namespace",
+            |m: &ConfigureSandboxResponse| { &m.user_namespace },
+            |m: &mut ConfigureSandboxResponse| { &mut m.user_namespace },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ConfigureSandboxResponse>(
             "ConfigureSandboxResponse",
@@ -738,6 +763,9 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
                 8 => {
                     self.protocol_version = is.read_uint32()?;
                 },
+                16 => {
+                    self.user_namespace = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -753,6 +781,9 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
         if self.protocol_version != 0 {
             my_size += ::protobuf::rt::uint32_size(1, self.protocol_version);
         }
+        if self.user_namespace != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -761,6 +792,9 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
     fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
         if self.protocol_version != 0 {
             os.write_uint32(1, self.protocol_version)?;
+        }
+        if self.user_namespace != false {
+            os.write_bool(2, self.user_namespace)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -780,12 +814,14 @@ impl ::protobuf::Message for ConfigureSandboxResponse {
 
     fn clear(&mut self) {
         self.protocol_version = 0;
+        self.user_namespace = false;
         self.special_fields.clear();
     }
 
     fn default_instance() -> &'static ConfigureSandboxResponse {
         static instance: ConfigureSandboxResponse = ConfigureSandboxResponse {
             protocol_version: 0,
+            user_namespace: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -806,6 +842,288 @@ impl ::std::fmt::Display for ConfigureSandboxResponse {
 }
 
 impl ::protobuf::reflect::ProtobufValue for ConfigureSandboxResponse {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.UserNamespace)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct UserNamespace {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.UserNamespace.uids)
+    pub uids: ::protobuf::MessageField<IdRange>,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.UserNamespace.gids)
+    pub gids: ::protobuf::MessageField<IdRange>,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.UserNamespace.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a UserNamespace {
+    fn default() -> &'a UserNamespace {
+        <UserNamespace as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl UserNamespace {
+    pub fn new() -> UserNamespace {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, IdRange>(
+            "uids",
+            |m: &UserNamespace| { &m.uids },
+            |m: &mut UserNamespace| { &mut m.uids },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, IdRange>(
+            "gids",
+            |m: &UserNamespace| { &m.gids },
+            |m: &mut UserNamespace| { &mut m.gids },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<UserNamespace>(
+            "UserNamespace",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for UserNamespace {
+    const NAME: &'static str = "UserNamespace";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.uids)?;
+                },
+                18 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.gids)?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if let Some(v) = self.uids.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        if let Some(v) = self.gids.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if let Some(v) = self.uids.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(1, v, os)?;
+        }
+        if let Some(v) = self.gids.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(2, v, os)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> UserNamespace {
+        UserNamespace::new()
+    }
+
+    fn clear(&mut self) {
+        self.uids.clear();
+        self.gids.clear();
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static UserNamespace {
+        static instance: UserNamespace = UserNamespace {
+            uids: ::protobuf::MessageField::none(),
+            gids: ::protobuf::MessageField::none(),
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for UserNamespace {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("UserNamespace").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for UserNamespace {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for UserNamespace {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
+// @@protoc_insertion_point(message:bulkhead.agent.v1.IdRange)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct IdRange {
+    // message fields
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.IdRange.host_id)
+    pub host_id: u32,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.IdRange.length)
+    pub length: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:bulkhead.agent.v1.IdRange.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a IdRange {
+    fn default() -> &'a IdRange {
+        <IdRange as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl IdRange {
+    pub fn new() -> IdRange {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(2);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "host_id",
+            |m: &IdRange| { &m.host_id },
+            |m: &mut IdRange| { &mut m.host_id },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "length",
+            |m: &IdRange| { &m.length },
+            |m: &mut IdRange| { &mut m.length },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<IdRange>(
+            "IdRange",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for IdRange {
+    const NAME: &'static str = "IdRange";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                8 => {
+                    self.host_id = is.read_uint32()?;
+                },
+                16 => {
+                    self.length = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if self.host_id != 0 {
+            my_size += ::protobuf::rt::uint32_size(1, self.host_id);
+        }
+        if self.length != 0 {
+            my_size += ::protobuf::rt::uint32_size(2, self.length);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if self.host_id != 0 {
+            os.write_uint32(1, self.host_id)?;
+        }
+        if self.length != 0 {
+            os.write_uint32(2, self.length)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> IdRange {
+        IdRange::new()
+    }
+
+    fn clear(&mut self) {
+        self.host_id = 0;
+        self.length = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static IdRange {
+        static instance: IdRange = IdRange {
+            host_id: 0,
+            length: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for IdRange {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("IdRange").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for IdRange {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for IdRange {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
@@ -1865,6 +2183,8 @@ pub struct Mount {
     pub no_exec: bool,
     // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.without_submounts)
     pub without_submounts: bool,
+    // @@protoc_insertion_point(field:bulkhead.agent.v1.Mount.id_mapped)
+    pub id_mapped: bool,
     // message oneof groups
     pub source: ::std::option::Option<mount::Source>,
     // special fields
@@ -2031,7 +2351,7 @@ impl Mount {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(11);
+        let mut fields = ::std::vec::Vec::with_capacity(12);
         let mut oneofs = ::std::vec::Vec::with_capacity(1);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "destination",
@@ -2093,6 +2413,11 @@ impl Mount {
             |m: &Mount| { &m.without_submounts },
             |m: &mut Mount| { &mut m.without_submounts },
         ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "id_mapped",
+            |m: &Mount| { &m.id_mapped },
+            |m: &mut Mount| { &mut m.id_mapped },
+        ));
         oneofs.push(mount::Source::generated_oneof_descriptor_data());
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Mount>(
             "Mount",
@@ -2145,6 +2470,9 @@ impl ::protobuf::Message for Mount {
                 88 => {
                     self.without_submounts = is.read_bool()?;
                 },
+                96 => {
+                    self.id_mapped = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -2179,6 +2507,9 @@ impl ::protobuf::Message for Mount {
             my_size += 1 + 1;
         }
         if self.without_submounts != false {
+            my_size += 1 + 1;
+        }
+        if self.id_mapped != false {
             my_size += 1 + 1;
         }
         if let ::std::option::Option::Some(ref v) = self.source {
@@ -2226,6 +2557,9 @@ impl ::protobuf::Message for Mount {
         if self.without_submounts != false {
             os.write_bool(11, self.without_submounts)?;
         }
+        if self.id_mapped != false {
+            os.write_bool(12, self.id_mapped)?;
+        }
         if let ::std::option::Option::Some(ref v) = self.source {
             match v {
                 &mount::Source::Volume(ref v) => {
@@ -2267,6 +2601,7 @@ impl ::protobuf::Message for Mount {
         self.no_dev = false;
         self.no_exec = false;
         self.without_submounts = false;
+        self.id_mapped = false;
         self.special_fields.clear();
     }
 
@@ -2280,6 +2615,7 @@ impl ::protobuf::Message for Mount {
             no_dev: false,
             no_exec: false,
             without_submounts: false,
+            id_mapped: false,
             source: ::std::option::Option::None,
             special_fields: ::protobuf::SpecialFields::new(),
         };
@@ -10969,7 +11305,7 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x1f\n\x0bcpus_online\x18\x04\x20\x01(\rR\ncpusOnline\x12\x17\n\x07boot_\
     us\x18\x05\x20\x01(\x04R\x06bootUs\x12-\n\x12cgroup_controllers\x18\x06\
     \x20\x03(\tR\x11cgroupControllers\x12)\n\x10protocol_version\x18\x07\x20\
-    \x01(\rR\x0fprotocolVersion\"\xd7\x04\n\x17ConfigureSandboxRequest\x12\
+    \x01(\rR\x0fprotocolVersion\"\xa0\x05\n\x17ConfigureSandboxRequest\x12\
     \x1d\n\nsandbox_id\x18\x01\x20\x01(\tR\tsandboxId\x12\x1a\n\x08hostname\
     \x18\x02\x20\x01(\tR\x08hostname\x12<\n\ninterfaces\x18\x03\x20\x03(\x0b\
     2\x1c.bulkhead.agent.v1.InterfaceR\ninterfaces\x120\n\x06routes\x18\x04\
@@ -10981,56 +11317,63 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     s\x12$\n\x0eshm_size_bytes\x18\t\x20\x01(\x04R\x0cshmSizeBytes\x12*\n\
     \x11has_scratch_drive\x18\n\x20\x01(\x08R\x0fhasScratchDrive\x12\x19\n\
     \x08host_ipc\x18\x0b\x20\x01(\x08R\x07hostIpc\x12\x19\n\x08host_uts\x18\
-    \x0c\x20\x01(\x08R\x07hostUts\x1a:\n\x0cSysctlsEntry\x12\x10\n\x03key\
-    \x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05value\x18\x02\x20\x01(\tR\x05va\
-    lue:\x028\x01\"E\n\x18ConfigureSandboxResponse\x12)\n\x10protocol_versio\
-    n\x18\x01\x20\x01(\rR\x0fprotocolVersion\"\x84\x01\n\tInterface\x12\x12\
-    \n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x10\n\x03mac\x18\x02\x20\x01(\
-    \tR\x03mac\x12\x10\n\x03mtu\x18\x03\x20\x01(\rR\x03mtu\x12\x1c\n\taddres\
-    ses\x18\x04\x20\x03(\tR\taddresses\x12!\n\x0cdevice_index\x18\x05\x20\
-    \x01(\rR\x0bdeviceIndex\"\xa1\x01\n\x05Route\x12\x20\n\x0bdestination\
-    \x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\x07gateway\x18\x02\x20\x01\
-    (\tR\x07gateway\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\tinterface\x12\
-    \x14\n\x05scope\x18\x04\x20\x01(\rR\x05scope\x12\x16\n\x06metric\x18\x05\
-    \x20\x01(\rR\x06metric\x12\x10\n\x03mtu\x18\x06\x20\x01(\rR\x03mtu\"U\n\
-    \tNeighbour\x12\x18\n\x07address\x18\x01\x20\x01(\tR\x07address\x12\x10\
-    \n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x1c\n\tinterface\x18\x03\x20\
-    \x01(\tR\tinterface\"{\n\x0bImageExtent\x12\x19\n\x08image_id\x18\x01\
-    \x20\x01(\tR\x07imageId\x12!\n\x0cstart_sector\x18\x02\x20\x01(\x04R\x0b\
-    startSector\x12\x18\n\x07sectors\x18\x03\x20\x01(\x04R\x07sectors\x12\
-    \x14\n\x05files\x18\x04\x20\x03(\tR\x05files\"\x86\x01\n\x06Rootfs\x126\
-    \n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageExtentH\0R\
-    \x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirectory\x12\x1a\
-    \n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06source\"\xc0\
-    \x03\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0bdestinat\
-    ion\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\x05tmpfs\
-    \x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\x05tmpfs\
-    \x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageVolume\
-    H\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08readonly\
-    \x12-\n\x12recursive_readonly\x18\x06\x20\x01(\x08R\x11recursiveReadonly\
-    \x12@\n\x0bpropagation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1.Propa\
-    gationR\x0bpropagation\x12\x17\n\x07no_suid\x18\x08\x20\x01(\x08R\x06noS\
-    uid\x12\x15\n\x06no_dev\x18\t\x20\x01(\x08R\x05noDev\x12\x17\n\x07no_exe\
-    c\x18\n\x20\x01(\x08R\x06noExec\x12+\n\x11without_submounts\x18\x0b\x20\
-    \x01(\x08R\x10withoutSubmountsB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\
-    \x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\
-    \x20\x01(\x04R\tsizeBytes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\
-    \"^\n\x0bImageVolume\x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.\
-    agent.v1.ImageExtentR\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\
-    \x07subPath\"\xee\x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0\
-    R\x03uid\x88\x01\x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\
-    \x88\x01\x01\x12\x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\
-    \n\x13supplemental_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\
-    \n\x1astrict_supplemental_groups\x18\x05\x20\x01(\x08R\x18strictSuppleme\
-    ntalGroups\x12\x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\
-    \x04_uidB\x06\n\x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01\
-    (\tR\x04name\x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\
-    \x04hard\x18\x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\
-    \x1a\n\x08bounding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\
-    \x18\x02\x20\x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\
-    \tpermitted\x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\
-    \x12\x18\n\x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\x80\x04\n\x07Proc\
-    ess\x12\x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\
+    \x0c\x20\x01(\x08R\x07hostUts\x12G\n\x0euser_namespace\x18\r\x20\x01(\
+    \x0b2\x20.bulkhead.agent.v1.UserNamespaceR\ruserNamespace\x1a:\n\x0cSysc\
+    tlsEntry\x12\x10\n\x03key\x18\x01\x20\x01(\tR\x03key\x12\x14\n\x05value\
+    \x18\x02\x20\x01(\tR\x05value:\x028\x01\"l\n\x18ConfigureSandboxResponse\
+    \x12)\n\x10protocol_version\x18\x01\x20\x01(\rR\x0fprotocolVersion\x12%\
+    \n\x0euser_namespace\x18\x02\x20\x01(\x08R\ruserNamespace\"o\n\rUserName\
+    space\x12.\n\x04uids\x18\x01\x20\x01(\x0b2\x1a.bulkhead.agent.v1.IdRange\
+    R\x04uids\x12.\n\x04gids\x18\x02\x20\x01(\x0b2\x1a.bulkhead.agent.v1.IdR\
+    angeR\x04gids\":\n\x07IdRange\x12\x17\n\x07host_id\x18\x01\x20\x01(\rR\
+    \x06hostId\x12\x16\n\x06length\x18\x02\x20\x01(\rR\x06length\"\x84\x01\n\
+    \tInterface\x12\x12\n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x10\n\x03m\
+    ac\x18\x02\x20\x01(\tR\x03mac\x12\x10\n\x03mtu\x18\x03\x20\x01(\rR\x03mt\
+    u\x12\x1c\n\taddresses\x18\x04\x20\x03(\tR\taddresses\x12!\n\x0cdevice_i\
+    ndex\x18\x05\x20\x01(\rR\x0bdeviceIndex\"\xa1\x01\n\x05Route\x12\x20\n\
+    \x0bdestination\x18\x01\x20\x01(\tR\x0bdestination\x12\x18\n\x07gateway\
+    \x18\x02\x20\x01(\tR\x07gateway\x12\x1c\n\tinterface\x18\x03\x20\x01(\tR\
+    \tinterface\x12\x14\n\x05scope\x18\x04\x20\x01(\rR\x05scope\x12\x16\n\
+    \x06metric\x18\x05\x20\x01(\rR\x06metric\x12\x10\n\x03mtu\x18\x06\x20\
+    \x01(\rR\x03mtu\"U\n\tNeighbour\x12\x18\n\x07address\x18\x01\x20\x01(\tR\
+    \x07address\x12\x10\n\x03mac\x18\x02\x20\x01(\tR\x03mac\x12\x1c\n\tinter\
+    face\x18\x03\x20\x01(\tR\tinterface\"{\n\x0bImageExtent\x12\x19\n\x08ima\
+    ge_id\x18\x01\x20\x01(\tR\x07imageId\x12!\n\x0cstart_sector\x18\x02\x20\
+    \x01(\x04R\x0bstartSector\x12\x18\n\x07sectors\x18\x03\x20\x01(\x04R\x07\
+    sectors\x12\x14\n\x05files\x18\x04\x20\x03(\tR\x05files\"\x86\x01\n\x06R\
+    ootfs\x126\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent.v1.ImageE\
+    xtentH\0R\x05image\x12\x1e\n\tdirectory\x18\x02\x20\x01(\tH\0R\tdirector\
+    y\x12\x1a\n\x08readonly\x18\x03\x20\x01(\x08R\x08readonlyB\x08\n\x06sour\
+    ce\"\xdd\x03\n\x05Mount\x12\x20\n\x0bdestination\x18\x01\x20\x01(\tR\x0b\
+    destination\x12\x18\n\x06volume\x18\x02\x20\x01(\tH\0R\x06volume\x126\n\
+    \x05tmpfs\x18\x03\x20\x01(\x0b2\x1e.bulkhead.agent.v1.TmpfsSourceH\0R\
+    \x05tmpfs\x126\n\x05image\x18\x04\x20\x01(\x0b2\x1e.bulkhead.agent.v1.Im\
+    ageVolumeH\0R\x05image\x12\x1a\n\x08readonly\x18\x05\x20\x01(\x08R\x08re\
+    adonly\x12-\n\x12recursive_readonly\x18\x06\x20\x01(\x08R\x11recursiveRe\
+    adonly\x12@\n\x0bpropagation\x18\x07\x20\x01(\x0e2\x1e.bulkhead.agent.v1\
+    .PropagationR\x0bpropagation\x12\x17\n\x07no_suid\x18\x08\x20\x01(\x08R\
+    \x06noSuid\x12\x15\n\x06no_dev\x18\t\x20\x01(\x08R\x05noDev\x12\x17\n\
+    \x07no_exec\x18\n\x20\x01(\x08R\x06noExec\x12+\n\x11without_submounts\
+    \x18\x0b\x20\x01(\x08R\x10withoutSubmounts\x12\x1b\n\tid_mapped\x18\x0c\
+    \x20\x01(\x08R\x08idMappedB\x08\n\x06source\"T\n\x0bTmpfsSource\x12\x12\
+    \n\x04name\x18\x01\x20\x01(\tR\x04name\x12\x1d\n\nsize_bytes\x18\x02\x20\
+    \x01(\x04R\tsizeBytes\x12\x12\n\x04mode\x18\x03\x20\x01(\rR\x04mode\"^\n\
+    \x0bImageVolume\x124\n\x05image\x18\x01\x20\x01(\x0b2\x1e.bulkhead.agent\
+    .v1.ImageExtentR\x05image\x12\x19\n\x08sub_path\x18\x02\x20\x01(\tR\x07s\
+    ubPath\"\xee\x01\n\x04User\x12\x15\n\x03uid\x18\x01\x20\x01(\x03H\0R\x03\
+    uid\x88\x01\x01\x12\x15\n\x03gid\x18\x02\x20\x01(\x03H\x01R\x03gid\x88\
+    \x01\x01\x12\x1a\n\x08username\x18\x03\x20\x01(\tR\x08username\x12/\n\
+    \x13supplemental_groups\x18\x04\x20\x03(\rR\x12supplementalGroups\x12<\n\
+    \x1astrict_supplemental_groups\x18\x05\x20\x01(\x08R\x18strictSupplement\
+    alGroups\x12\x1d\n\nimage_user\x18\x06\x20\x01(\tR\timageUserB\x06\n\x04\
+    _uidB\x06\n\x04_gid\"D\n\x06Rlimit\x12\x12\n\x04name\x18\x01\x20\x01(\tR\
+    \x04name\x12\x12\n\x04soft\x18\x02\x20\x01(\x04R\x04soft\x12\x12\n\x04ha\
+    rd\x18\x03\x20\x01(\x04R\x04hard\"\xa2\x01\n\x0cCapabilities\x12\x1a\n\
+    \x08bounding\x18\x01\x20\x03(\tR\x08bounding\x12\x1c\n\teffective\x18\
+    \x02\x20\x03(\tR\teffective\x12\x1c\n\tpermitted\x18\x03\x20\x03(\tR\tpe\
+    rmitted\x12\x20\n\x0binheritable\x18\x04\x20\x03(\tR\x0binheritable\x12\
+    \x18\n\x07ambient\x18\x05\x20\x03(\tR\x07ambient\"\x80\x04\n\x07Process\
+    \x12\x12\n\x04args\x18\x01\x20\x03(\x0cR\x04args\x12\x10\n\x03env\x18\
     \x02\x20\x03(\x0cR\x03env\x12+\n\x11working_directory\x18\x03\x20\x01(\t\
     R\x10workingDirectory\x12+\n\x04user\x18\x04\x20\x01(\x0b2\x17.bulkhead.\
     agent.v1.UserR\x04user\x12C\n\x0ccapabilities\x18\x05\x20\x01(\x0b2\x1f.\
@@ -11261,11 +11604,13 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
     file_descriptor.get(|| {
         let generated_file_descriptor = generated_file_descriptor_lazy.get(|| {
             let mut deps = ::std::vec::Vec::with_capacity(0);
-            let mut messages = ::std::vec::Vec::with_capacity(58);
+            let mut messages = ::std::vec::Vec::with_capacity(60);
             messages.push(InfoRequest::generated_message_descriptor_data());
             messages.push(InfoResponse::generated_message_descriptor_data());
             messages.push(ConfigureSandboxRequest::generated_message_descriptor_data());
             messages.push(ConfigureSandboxResponse::generated_message_descriptor_data());
+            messages.push(UserNamespace::generated_message_descriptor_data());
+            messages.push(IdRange::generated_message_descriptor_data());
             messages.push(Interface::generated_message_descriptor_data());
             messages.push(Route::generated_message_descriptor_data());
             messages.push(Neighbour::generated_message_descriptor_data());

@@ -103,11 +103,37 @@ pub(super) const MESSAGES: &[Message] = &[
                 "a VM cannot give NODE and refuses it",
             ),
             ("target_id", H, H, "", ""),
-            ("userns_options", R, R, "", "POD with mappings is refused"),
+            (
+                "userns_options",
+                R,
+                H,
+                "user_namespaces::ids_of_the_container_are_others_of_the_host",
+                "POD with mappings, in no pod with a namespace of the host; docs/native.md",
+            ),
         ],
     ),
-    ("UserNamespace", &[("mode", H, H, "", ""), ("uids", R, R, "", ""), ("gids", R, R, "", "")]),
-    ("IDMapping", &[("host_id", R, R, "", ""), ("container_id", R, R, "", ""), ("length", R, R, "", "")]),
+    (
+        "UserNamespace",
+        &[
+            ("mode", R, H, "host/src/sandbox/user_namespace.rs::a_mapping_is_one_range_from_the_containers_root", ""),
+            ("uids", R, H, "user_namespaces::ids_of_the_container_are_others_of_the_host", "one mapping"),
+            ("gids", R, H, "user_namespaces::ids_of_the_container_are_others_of_the_host", "one mapping"),
+        ],
+    ),
+    (
+        "IDMapping",
+        &[
+            ("host_id", R, H, "user_namespaces::two_pods_have_nothing_in_common", "not 0"),
+            (
+                "container_id",
+                R,
+                H,
+                "host/src/sandbox/user_namespace.rs::a_mapping_is_one_range_from_the_containers_root",
+                "0",
+            ),
+            ("length", R, H, "user_namespaces::ids_that_the_pod_lacks_are_told", ""),
+        ],
+    ),
     ("WindowsPodSandboxConfig", &[("security_context", I, I, "", "")]),
     (
         "WindowsSandboxSecurityContext",

@@ -26,9 +26,17 @@ pub(super) async fn status(node: &Arc<Node>, request: cri::StatusRequest) -> Res
 
 /// The kubelet matches these against the pods' needs; the empty name is the default handler.
 fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-    let names = std::iter::once(String::new()).chain(node.config.runtimes.keys().cloned());
-    names.map(|name| cri::RuntimeHandler { name, features: Some(features) }).collect()
+    let features = |name: &str| cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: true,
+        user_namespaces: node.abilities.no_user_namespaces.is_none()
+            && node.config.runtimes.get(name).is_some_and(|handler| handler.sandboxer.shares_host()),
+    };
+    let default = monitor::default_handler(&node.config, &node.abilities);
+    let named = node.config.runtimes.keys().map(|name| (name.as_str(), name.as_str()));
+    std::iter::once(("", default))
+        .chain(named)
+        .map(|(name, handler)| cri::RuntimeHandler { name: name.to_owned(), features: Some(features(handler)) })
+        .collect()
 }
 
 fn condition(name: &str, state: Result<String, String>) -> cri::RuntimeCondition {
