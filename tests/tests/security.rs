@@ -28,6 +28,7 @@ bulkhead_tests::suite!(
     read_only_volumes_may_be_so_all_the_way_down,
     an_image_is_mounted_in_part,
     labels_that_no_kernel_knows_are_refused,
+    descriptors_of_an_exec_lead_nowhere,
 );
 
 impl SuiteFixture for Suite {
@@ -181,6 +182,38 @@ fn labels_that_no_kernel_knows_are_refused(s: &mut Suite) -> Result<()> {
     ] {
         let error = s.pod.create(&spec).err().with_context(|| format!("{why} label was taken"))?;
         ensure!(error.message.contains(why), "{error}");
+    }
+    Ok(())
+}
+
+/// What an exec's helper holds of the host until it becomes the command (the kind of CVE-2024-21626).
+fn descriptors_of_an_exec_lead_nowhere(s: &mut Suite) -> Result<()> {
+    let spec = |s: &Suite, name: &str, script: &str| -> Result<Spec> {
+        let spec = s.f.shell(script)?.with(|c| c.metadata.get_or_insert_default().name = name.into());
+        Ok(spec.security(|c| c.namespace_options.get_or_insert_default().set_pid(cri::NamespaceMode::Pod)))
+    };
+    let hand = s.pod.start(&spec(s, "hand", "exec sleep 1000")?)?;
+    let victim = s.pod.start(&spec(s, "victim", "exec sleep 7531")?.with(|c| c.working_dir = "/app".into()))?;
+    ensure!(victim.exec(&["pwd"])?.stdout.trim() == "/app", "its working directory is another");
+    // The container itself could do the same.
+    let relink = |name: &str, to: &str| -> Result<()> {
+        let find = "p=$(grep -l 753[1] /proc/[0-9]*/cmdline) && cd ${p%cmdline}root";
+        let script = format!("{find} && rm -rf {name} && ln -s {to} {name}");
+        let done = hand.exec(&["sh", "-c", &script])?;
+        ensure!(done.code == 0, "{done:?}");
+        Ok(())
+    };
+    for number in 3..20 {
+        relink("app", &format!("/proc/self/fd/{number}"))?;
+        let entered = victim.exec(&["pwd"]);
+        ensure!(entered.is_err(), "descriptor {number} is a working directory: {entered:?}");
+    }
+    relink("app", "/tmp")?;
+    ensure!(victim.exec(&["pwd"])?.stdout.trim() == "/tmp", "a link that stays inside is not followed");
+    for number in 3..20 {
+        relink("program", &format!("/proc/self/fd/{number}/../../../../../../bin/true"))?;
+        let run = victim.exec(&["/program"]);
+        ensure!(run.is_err(), "a program is reached by descriptor {number}: {run:?}");
     }
     Ok(())
 }

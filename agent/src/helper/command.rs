@@ -116,10 +116,10 @@ fn start(process: &ProcessSpec, prepared: &Prepared) -> Result<(), HelperError> 
     take_streams(streams, identity.uid)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let directory = process.working_directory.as_str();
-    let entered = rustix::process::chdir(directory);
+    let entered = enter(directory);
     become_user(identity, &until_exec(process, capabilities))?;
     if entered.is_err() {
-        rustix::process::chdir(directory).map_err(at(format!("enter the working directory {directory:?}")))?;
+        enter(directory).map_err(at(format!("enter the working directory {directory:?}")))?;
     }
     sys::close_on_exec_from_3().map_err(at("close inherited descriptors"))?;
     sys::reset_signals();
@@ -132,6 +132,13 @@ fn start(process: &ProcessSpec, prepared: &Prepared) -> Result<(), HelperError> 
         sys::set_seccomp_filter(program).map_err(at("install the seccomp filter"))?;
     }
     Err(command.exec())
+}
+
+/// Makes it the current directory, unless a link of /proc leads there, which may lead out of the container.
+fn enter(directory: &str) -> rustix::io::Result<()> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let directory = Root::new(root).open(Path::new(directory), OFlags::PATH | OFlags::DIRECTORY)?;
+    rustix::process::fchdir(directory)
 }
 
 /// A filter without no_new_privs takes CAP_SYS_ADMIN until the exec, which computes the permitted set anew from the

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::sys;
 
-pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors) -> Result<(), HelperError> {
+pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: Descriptors) -> Result<(), HelperError> {
     let mut warnings = Vec::new();
     command::set_oom_score(&spec.process, &mut warnings)?;
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -23,24 +23,27 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     let entry = Entry { cgroup: spec.cgroup, join: &spec.join, unshare };
     let root = match &spec.user_namespace {
         None => {
-            enter_and_fork(control, &entry, fds)?;
+            enter_and_fork(control, &entry, &fds)?;
             sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(at("make mount and cgroup namespaces"))?;
-            attach_root(spec, fds, attach)?
+            attach_root(spec, &fds, attach)?
         }
         Some(users) => {
-            user_namespace::join(&entry, fds)?;
+            user_namespace::join(&entry, &fds)?;
             sys::unshare(libc::CLONE_NEWNS).map_err(at("make a mount namespace"))?;
             user_namespace::make_files_of_its_root(users)?;
-            attach_root(spec, fds, attach)?;
-            enter_user_namespace(users, unshare, fds)?;
-            go_on_in_child(control, None, &spec.join, fds)?;
+            attach_root(spec, &fds, attach)?;
+            enter_user_namespace(users, unshare, &fds)?;
+            go_on_in_child(control, None, &spec.join, &fds)?;
             own_root(spec, attach)?
         }
     };
     restrict_paths(&root, spec, attach)?;
     pivot(&root)?;
     command::make_working_directory(&spec.process)?;
-    let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
+    let prepared = command::prepare(&spec.process, &fds, &mut warnings)?;
+    // Others in the pod may say what lies at the paths that are followed once the container is started, and /proc/self/fd would
+    // lead out of it.
+    drop(fds);
     for device in &spec.devices {
         devices::give_to_user(&root, device, prepared.identity())?;
     }
@@ -50,6 +53,7 @@ pub(super) fn run(control: &UnixStream, spec: &ContainerSpec, fds: &Descriptors)
     if spec.root_readonly {
         sys::mount_setattr(root.as_fd(), false, ATTR_READONLY, 0).map_err(at("make the root read-only"))?;
     }
+    drop(root);
     command::report_and_start(control, &spec.process, prepared, warnings)
 }
 

@@ -105,24 +105,26 @@ fn run(control: &UnixStream) -> Result<(), HelperError> {
     let Some((spec, fds)) = received else { return Ok(()) };
     let fds = Descriptors(fds);
     match spec {
-        Spec::Container(spec) => container::run(control, &spec, &fds),
-        Spec::Exec(spec) => exec(control, &spec, &fds),
+        Spec::Container(spec) => container::run(control, &spec, fds),
+        Spec::Exec(spec) => exec(control, &spec, fds),
         Spec::Pause(spec) => pause::run(control, &spec, fds),
     }
 }
 
-fn exec(control: &UnixStream, spec: &ExecSpec, fds: &Descriptors) -> Result<(), HelperError> {
+fn exec(control: &UnixStream, spec: &ExecSpec, fds: Descriptors) -> Result<(), HelperError> {
     let mut warnings = Vec::new();
     command::set_oom_score(&spec.process, &mut warnings)?;
     let entry = Entry { cgroup: spec.cgroup, join: &spec.join, unshare: 0 };
     if spec.join.iter().any(|join| join.namespaces & libc::CLONE_NEWUSER != 0) {
-        user_namespace::join(&entry, fds)?;
+        user_namespace::join(&entry, &fds)?;
         user_namespace::become_root()?;
-        go_on_in_child(control, None, &spec.join, fds)?;
+        go_on_in_child(control, None, &spec.join, &fds)?;
     } else {
-        enter_and_fork(control, &entry, fds)?;
+        enter_and_fork(control, &entry, &fds)?;
     }
-    let prepared = command::prepare(&spec.process, fds, &mut warnings)?;
+    let prepared = command::prepare(&spec.process, &fds, &mut warnings)?;
+    // The container says what lies at the paths that are followed from here on, and /proc/self/fd would lead out of it.
+    drop(fds);
     command::report_and_start(control, &spec.process, prepared, warnings)
 }
 
