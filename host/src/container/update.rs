@@ -53,8 +53,12 @@ async fn apply(
     container: &Arc<Container>,
     changes: cri::LinuxContainerResources,
 ) -> Result<(), ContainerError> {
-    let (node, target) = (node.clone(), container.clone());
-    container.operate(async move { update_now(&node, &target, changes).await }).await
+    let (on, target) = (node.clone(), container.clone());
+    container.operate(async move { update_now(&on, &target, changes).await }).await?;
+    // A kubelet that does not know UpdatePodSandboxResources says it by the containers alone. The pod's operations wait for those of
+    // its containers, so none of these may wait for one of the pod.
+    let Ok(sandbox) = node.sandboxes.find("sandbox", &container.record.get().sandbox_id) else { return Ok(()) };
+    Ok(crate::sandbox::containers_changed(node, &sandbox).await?)
 }
 
 async fn update_now(
@@ -89,9 +93,8 @@ async fn update_now(
             record.process = process;
             Ok::<_, ContainerError>(())
         })
-        .await?;
-    // A kubelet that does not know UpdatePodSandboxResources says it by the containers alone.
-    Ok(crate::sandbox::containers_changed(node, &sandbox).await?)
+        .await
+        .map(drop)
 }
 
 /// The first process as commands that are executed from now on inherit it.
