@@ -67,7 +67,7 @@ enum OneOrMore {
 impl HostsFile {
     /// Reads a file's text; paths in it are relative to `directory`. The reason if it cannot be used.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
-        let mut top: Table = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut top: Table = toml::from_str(text).map_err(|error| without_source(text, &error))?;
         let mut tables: Vec<_> = std::mem::take(&mut top.host).into_iter().collect();
         tables.sort_by_key(|(_, table)| table.span().start);
         let mut hosts = Vec::new();
@@ -83,6 +83,12 @@ impl HostsFile {
         let server = top.read(server.as_deref(), directory)?;
         Ok(Self { hosts, server })
     }
+}
+
+/// What is wrong, and in which line, but not the line itself: it may hold a secret.
+fn without_source(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 impl Table {
@@ -152,13 +158,13 @@ fn parse_url(url: &str) -> Result<(Option<bool>, String, String), String> {
     let (tls, rest) = match url.split_once("://") {
         Some(("https", rest)) => (Some(true), rest),
         Some(("http", rest)) => (Some(false), rest),
-        Some((scheme, _)) => return Err(format!("{url:?} begins with {scheme:?}, but must with https or http")),
+        Some((scheme, _)) => return Err(format!("its address begins with {scheme:?}, but must with https or http")),
         None => (None, url),
     };
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    crate::image::reference::check_registry(host).map_err(|error| format!("{url:?}: {error}"))?;
+    crate::image::reference::check_registry(host).map_err(|error| format!("its address: {error}"))?;
     if path.contains(['?', '#']) {
-        return Err(format!("{url:?} has a query or a fragment"));
+        return Err("its address has a query or a fragment".into());
     }
     Ok((tls, host.to_owned(), path.trim_end_matches('/').to_owned()))
 }

@@ -145,13 +145,15 @@ impl Registries {
             return Ok(());
         };
         for entry in &file.hosts {
-            let mut source = self.source(&entry.host, repository, insecure)?;
+            // What registries.conf allows one host says nothing of another.
+            let mut source = self.source(&entry.host, repository, insecure && entry.host == host)?;
             apply(&mut source, entry, &folder)?;
             source.namespace = (entry.host != host).then(|| host.to_owned());
             to.push(source);
         }
         let named = !file.server.host.is_empty();
-        let mut source = self.source(if named { &file.server.host } else { host }, repository, insecure)?;
+        let server = if named { &file.server.host } else { host };
+        let mut source = self.source(server, repository, insecure && server == host)?;
         apply(&mut source, &file.server, &folder)?;
         if !named {
             certs::add_folder(&mut source.tls, &folder)?;
