@@ -230,6 +230,9 @@ fn a_plugin_that_connects_later_is_told_of_what_there_is(n: &mut Nri) -> Result<
     pod.remove()?;
     let names = plugin.names_of(&pod.id)?;
     ensure!(names == ["StopContainer", "StopPodSandbox", "RemoveContainer", "RemovePodSandbox"], "{names:?}");
+    // Nobody had stopped it: StopPodSandbox did.
+    let told = plugin.told("StopContainer")?["container"].clone();
+    ensure!(told["state"] == "CONTAINER_STOPPED" && told["exitCode"] == 137, "{told}");
     Ok(())
 }
 

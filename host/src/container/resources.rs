@@ -41,19 +41,33 @@ pub(super) fn merge(
         oom_score_adj: number(before.oom_score_adj, changes.oom_score_adj),
         cpuset_cpus: text(before.cpuset_cpus, changes.cpuset_cpus),
         cpuset_mems: text(before.cpuset_mems, changes.cpuset_mems),
-        hugepage_limits: if changes.hugepage_limits.is_empty() {
-            before.hugepage_limits
-        } else {
-            changes.hugepage_limits
-        },
+        hugepage_limits: hugepages(before.hugepage_limits, changes.hugepage_limits),
         unified,
         memory_swap_limit_in_bytes: number(before.memory_swap_limit_in_bytes, changes.memory_swap_limit_in_bytes),
     }
 }
 
+/// Sizes that are not named again keep their limits.
+fn hugepages(before: Vec<cri::HugepageLimit>, changes: Vec<cri::HugepageLimit>) -> Vec<cri::HugepageLimit> {
+    let is_named = |limit: &cri::HugepageLimit| changes.iter().any(|change| change.page_size == limit.page_size);
+    let mut all: Vec<_> = before.into_iter().filter(|limit| !is_named(limit)).collect();
+    all.extend(changes);
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_of_other_sizes_keep_their_limits() {
+        let limits = |all: &[(&str, u64)]| {
+            let all = all.iter().map(|(size, limit)| cri::HugepageLimit { page_size: (*size).into(), limit: *limit });
+            cri::LinuxContainerResources { hugepage_limits: all.collect(), ..Default::default() }
+        };
+        let merged = merge(limits(&[("1GB", 0), ("2MB", 0)]), limits(&[("2MB", 4 << 20)]));
+        assert_eq!(merged, limits(&[("1GB", 0), ("2MB", 4 << 20)]));
+    }
 
     #[test]
     fn huge_pages_have_files_by_their_size() {

@@ -35,10 +35,14 @@ pub(super) async fn stop_now(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result
         }
         SandboxState::Ready | SandboxState::Dead | SandboxState::Stopping => {}
     }
-    sandbox.take(SandboxEvent::Stop).await?;
-    if node.nri.is_serving() {
-        // Plugins are told of the pod's stop while its network is still there, and after its containers' ends.
+    // Plugins are told of the pod's stop while its network is still there, and after its containers' ends, for which its agent
+    // must still be asked.
+    let tells_plugins = node.nri.is_serving();
+    if tells_plugins {
         end_containers(node, sandbox).await;
+    }
+    sandbox.take(SandboxEvent::Stop).await?;
+    if tells_plugins {
         node.nri.stop_pod(&sandbox.id).await;
     }
     release::release(node, sandbox).await?;
